@@ -1,0 +1,190 @@
+"""The words of klong_rl as typed records: what crosses a process boundary is one of these.
+
+Every record is a msgspec Struct and travels as MessagePack; arrays travel as raw little-endian bytes inside it
+(`encode`, `decode`). Nothing here imports ray, vllm, megatron, torch or docker.
+
+Dimension suffixes, used in every name that holds an array:
+
+    _P   tokens of the pinned prefix of an episode (task and tools)
+    _A   tokens of one action (sampled by the model)
+    _O   tokens of one observation (the environment's answer, and the opening of the next action)
+    _T   tokens of one window, prefix included
+    _B   windows of one micro-batch
+    _BT  windows x tokens, right-padded
+
+Policy versions are run-length coded: `((version, count), ...)`, the counts sum to the number of action tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+T = TypeVar("T")
+VersionRuns = tuple[tuple[int, int], ...]
+
+# One byte a kind, so that an array's dtype is on the wire and a reader can't mistake one for another.
+_DTYPES = {1: np.dtype("<i4"), 2: np.dtype("<f4"), 3: np.dtype("u1")}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one sandbox may use."""
+
+    memory_mb: int = 512
+    cpus: float = 1.0
+    pids: int = 128
+    disk_mb: int = 512
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """An instruction, an environment and how it is scored.
+
+    `files` maps a path relative to the sandbox's working directory to its content, written before the first turn.
+    `secret` is what the reward needs and the agent must not see; it never enters a sandbox or a prompt.
+
+    >>> Task(id="relay/train/7", family="relay", instruction="Follow the clues.", image="klong-sandbox")
+    """
+
+    id: str
+    family: str
+    instruction: str
+    image: str
+    files: dict[str, bytes] = {}
+    secret: dict[str, Any] = {}
+    limits: Limits = Limits()
+
+
+class EpisodeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt at a task, as admitted. `timeout_s` counts active seconds (DESIGN: time).
+
+    >>> EpisodeSpec(id="t3-s1-g4-0", group="t3-s1-g4", group_size=8, stage=1, purpose="train",
+    ...             task=task, timeout_s=20.0, max_turns=8)
+    """
+
+    id: str
+    group: str
+    group_size: int
+    stage: int
+    purpose: str  # "train" or "eval": evaluation is claimed and judged first, and never trained
+    task: Task
+    timeout_s: float
+    max_turns: int
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One action and the observation that answers it.
+
+    The context it was sampled in is `prefix + turns[context_start:index]`, each turn giving its action tokens and
+    then its observation tokens. The observation of the last turn of an episode is empty.
+    """
+
+    index: int
+    context_start: int
+    action_A: np.ndarray  # int32, the stop token included if it was sampled
+    logprobs_A: np.ndarray  # float32, at the sampling temperature
+    versions: VersionRuns
+    observation_O: np.ndarray  # int32, ends with the opening of the next action
+    command: str = ""
+    exit_code: int | None = None
+    seconds: float = 0.0  # active seconds: sampling and the command
+
+    def n_tokens(self) -> int:
+        """Tokens this turn takes in a later context."""
+        return len(self.action_A) + len(self.observation_O)
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What is streamed: whole turns of one episode, append-only. Segment 0 carries the prefix."""
+
+    episode: str
+    epoch: int
+    seq: int
+    turns: tuple[Turn, ...]
+    prefix_P: np.ndarray | None = None  # int32, in segment 0 and only there
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How an episode ended. `kind` is one of OUTCOMES; what is not in TRAINED never enters a baseline."""
+
+    kind: str
+    detail: str = ""
+
+
+# submitted: the agent said so. timeout, turn_limit, context_limit: cut, judged on what it left behind.
+# infrastructure: ours to retry elsewhere. task: the task is broken, quarantined.
+TRAINED = ("submitted", "timeout", "turn_limit", "context_limit")
+OUTCOMES = (*TRAINED, "infrastructure", "task")
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The score of an episode in [0, 1], its breakdown, and the evidence it rests on."""
+
+    score: float
+    parts: dict[str, float] = {}
+    evidence: dict[str, str] = {}
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A training sub-trajectory: the pinned prefix, then a run of turns, loss on action tokens alone.
+
+    For RL it is the very context that was sampled. `tokens_T[i]` with `targets_T[i] == 1` is an action token whose
+    log-prob under the sampler is `logprobs_T[i]` (0.0 elsewhere). `versions` runs over the targets in order.
+    """
+
+    id: str
+    episode: str
+    group: str
+    stage: int
+    tokens_T: np.ndarray  # int32
+    targets_T: np.ndarray  # uint8
+    logprobs_T: np.ndarray  # float32
+    versions: VersionRuns
+    advantage: float = 0.0
+    score: float = 0.0
+
+    def n_targets(self) -> int:
+        return int(self.targets_T.sum())
+
+    def oldest_version(self) -> int:
+        """Smallest policy version that sampled one of its targets."""
+        return min(version for version, _ in self.versions)
+
+
+def _to_wire(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        code = _CODES.get(value.dtype.newbyteorder("<"))
+        if code is None or value.ndim != 1:
+            raise TypeError(f"only flat int32, float32 and uint8 arrays travel, not {value.dtype}{list(value.shape)}")
+        return msgspec.msgpack.Ext(code, value.astype(_DTYPES[code], copy=False).tobytes())
+    raise TypeError(f"{type(value).__name__} does not travel")
+
+
+def _array_from_wire(code: int, data: memoryview) -> np.ndarray:
+    if code not in _DTYPES:
+        raise ValueError(f"unknown array code {code} on the wire; known: {sorted(_DTYPES)}")
+    return np.frombuffer(bytes(data), dtype=_DTYPES[code])
+
+
+def _check_type(expected: type, value: Any) -> Any:
+    if not isinstance(value, expected):
+        raise TypeError(f"expected {expected.__name__}, got {type(value).__name__}")
+    return value
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_to_wire)
+_DECODERS: dict[Any, msgspec.msgpack.Decoder] = {}
+
+
+def encode(record: Any) -> bytes:
+    """MessagePack of any record above."""
+    return _ENCODER.encode(record)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """The record of `kind` in `data`; msgspec.ValidationError names the field that doesn't fit."""
+    if kind not in _DECODERS:
+        _DECODERS[kind] = msgspec.msgpack.Decoder(kind, ext_hook=_array_from_wire, dec_hook=_check_type)
+    return _DECODERS[kind].decode(data)
