@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# System packages: Redis, Docker, mmdebstrap (it makes the sandbox image), libnuma (vLLM's CPU backend loads it).
+# Looks at the machine each time, so a second run installs nothing and takes no time.
+source "$(dirname "$0")/common.sh"
+
+missing=()
+command -v redis-server >/dev/null || missing+=(redis-server)
+command -v dockerd >/dev/null || command -v docker >/dev/null || missing+=(docker.io)
+command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1' || /sbin/ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1' \
+    || missing+=(libnuma1)
+[ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+
+# From Debian 13 on the docker command is a package of its own.
+command -v docker >/dev/null || apt_install docker-cli

