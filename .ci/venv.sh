@@ -31,31 +31,39 @@ make_venv() {
     "$python" -m venv --clear .venv
 }
 
-pip_install() { .venv/bin/python -m pip --disable-pip-version-check install -q --no-compile "$@"; }
+pip_install() {
+    .venv/bin/python -m pip --disable-pip-version-check install -q --no-compile "$@" >>.cache/pip.log 2>&1
+}
+
+pip_failed() {  # pip_failed WHAT
+    grep -v ^WARNING .cache/pip.log | tail -n 5 >&2
+    die "could not install $1 (log: .cache/pip.log)" \
+        "check that pip reaches a package index (pip config list), then run make again; it goes on from here"
+}
+
+has_torch() {
+    .venv/bin/python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$TORCH')" 2>/dev/null
+}
 
 install_torch() {
-    if .venv/bin/python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$TORCH')" 2>/dev/null; then
-        return
-    fi
-    say "installing torch $TORCH (CPU build)"
-    pip_install --no-deps "torch==$TORCH+cpu" 2>>.cache/pip.log && return
-    pip_install --no-deps --timeout 15 --retries 1 --index-url "$TORCH_CPU_INDEX" "torch==$TORCH" \
-        2>>.cache/pip.log && return
-    # PyPI's own build works on a CPU too, but needs its CUDA libraries to be imported: several GB.
-    say "no CPU build found; installing PyPI's torch $TORCH with its CUDA libraries (about 3 GB)"
-    pip_install "torch==$TORCH" || die "torch $TORCH could not be installed (earlier tries: .cache/pip.log)" \
-        "check that pip reaches a package index: .venv/bin/python -m pip download --no-deps torch==$TORCH"
+    has_torch && return
+    say "installing torch $TORCH, CPU build (190 MB)"
+    pip_install --no-deps "torch==$TORCH+cpu" && return
+    pip_install --no-deps --timeout 15 --retries 1 --index-url "$TORCH_CPU_INDEX" "torch==$TORCH" && return
+    # PyPI's own build works on a CPU too, but can't be imported without its CUDA libraries.
+    say "no CPU build is to be had here; installing PyPI's torch $TORCH with its CUDA libraries (several GB)"
+    pip_install "torch==$TORCH" || pip_failed "torch $TORCH"
 }
 
 mkdir -p .cache
 : >.cache/pip.log
 supported .venv/bin/python || make_venv
-say "installing $(grep -c == conf/requirements/cpu.txt) locked packages (first time: a few minutes)"
-pip_install --no-deps -r conf/requirements/cpu.txt -r conf/requirements/test.txt \
-    || die "a locked package could not be installed" "check the network, then run make again; it goes on from here"
+say "installing $(cat conf/requirements/{cpu,test}.txt | grep -c ==) locked packages (the first time: a minute or more)"
+pip_install --no-deps -r conf/requirements/cpu.txt -r conf/requirements/test.txt || pip_failed "the locked packages"
 install_torch
 # Editable: vLLM finds the weight-transfer plugin by its entry point, and conf/ stays where it is.
-pip_install --no-deps --no-build-isolation -e . || die "klong_rl itself could not be installed" "see the lines above"
+pip_install --no-deps --no-build-isolation -e . || pip_failed "klong_rl itself"
 # pip compiles one file after another; all cores at once is faster. Some packages ship files for other Pythons.
+say "compiling"
 .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 touch .venv/.installed

