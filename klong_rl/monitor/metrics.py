@@ -31,6 +31,7 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
     Seconds: `publish_s` + `learner_s` + `wait_s` is the step's wall time as the learner saw it; waiting is for windows.
     `logprob_gap_*` is |learner - sampler| in nats, over the action tokens that the current weights sampled.
+    What may diverge is `float | None`: JSON has no NaN, so a number that isn't finite is written as null and read as None.
     `extras` holds an objective's own numbers; a key there must not be the name of a field.
     """
 
@@ -47,17 +48,17 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     publish_s: float = 0.0
     learner_s: float = 0.0
     wait_s: float = 0.0
-    logprob_gap_mean: float = 0.0
-    logprob_gap_max: float = 0.0
-    loss: float = 0.0
-    grad_norm: float = 0.0
-    clip_fraction: float = 0.0
-    kl: float = 0.0
+    logprob_gap_mean: float | None = 0.0
+    logprob_gap_max: float | None = 0.0
+    loss: float | None = 0.0
+    grad_norm: float | None = 0.0
+    clip_fraction: float | None = 0.0
+    kl: float | None = 0.0
     episodes_finished: int = 0
     turns_mean: float = 0.0
-    extras: dict[str, float] = {}
+    extras: dict[str, float | None] = {}
 
-    def scalars(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float | None]:
         """Every number but the step, `extras` flattened in."""
         values = {name: getattr(self, name) for name in self.__struct_fields__ if name not in ("step", "extras")}
         if clash := values.keys() & self.extras.keys():
@@ -135,8 +136,9 @@ class _Events:
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=restored_step + 1, session_log=start))
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        values = [self._summary.Value(tag=_tag(name), simple_value=value) for name, value in scalars.items()]
+    def write(self, step: int, scalars: dict[str, float | None]) -> None:
+        known = {name: value for name, value in scalars.items() if value is not None}
+        values = [self._summary.Value(tag=_tag(name), simple_value=value) for name, value in known.items()]
         event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
         self._writer.add_event(event)
         self._writer.flush()

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -64,13 +65,12 @@ def sparkline(values: Sequence[float], top: float = 1.0) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`18s`, `4m 05s`, `2h 30m`."""
+    """`18s`, `4m 05s`, `2h 30m`, and `2h` where nothing is left over."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    big, small, units = (whole // 60, whole % 60, "ms") if whole < 3600 else (whole // 3600, whole % 3600 // 60, "hm")
+    return f"{big}{units[0]} {small:02d}{units[1]}" if small else f"{big}{units[0]}"
 
 
 def count(number: float) -> str:
@@ -115,7 +115,8 @@ def _head(state: State, spinner: RenderableType) -> RenderableType:
 
 
 def _weights(last: StepMetrics) -> str:
-    gap = f"log-prob gap {last.logprob_gap_mean:.1e} (max {last.logprob_gap_max:.1e})"
+    mean, largest = (math.nan if gap is None else gap for gap in (last.logprob_gap_mean, last.logprob_gap_max))
+    gap = f"log-prob gap {mean:.1e} (max {largest:.1e})"
     return f"version {last.policy_version}, staleness {last.staleness_max}, {gap}"
 
 

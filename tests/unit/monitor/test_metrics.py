@@ -1,5 +1,6 @@
 """metrics.jsonl holds each step once, in order, across restarts and crashes."""
 
+import math
 import platform
 import time
 
@@ -75,6 +76,12 @@ def test_extras_may_not_shadow_a_field(tmp_path):
     with MetricsLog(tmp_path) as log, pytest.raises(ValueError, match="loss"):
         log.write(step_metrics(0, extras={"loss": 1.0}))
     assert read_metrics(tmp_path) == []
+
+
+def test_a_number_that_is_not_finite_comes_back_as_none(tmp_path):
+    write_steps(tmp_path, [0], loss=math.nan, grad_norm=math.inf, extras={"ratio_mean": -math.inf})
+    (step,) = read_metrics(tmp_path)
+    assert step.loss is None and step.grad_norm is None and step.extras == {"ratio_mean": None}
 
 
 def test_tensorboard_reads_the_same_numbers_and_forgets_what_was_rolled_back(tmp_path):

@@ -90,7 +90,9 @@ def test_an_exception_takes_the_display_down():
     assert out.getvalue().endswith("\x1b[?25h"), "the cursor must be visible again"
 
 
-@pytest.mark.parametrize("seconds, shown", [(0.4, "0s"), (59.6, "1m 00s"), (3599.6, "1h 00m"), (7200, "2h 00m")])
+@pytest.mark.parametrize(
+    "seconds, shown", [(0.4, "0s"), (59.6, "1m"), (125, "2m 05s"), (3599.6, "1h"), (9000, "2h 30m")],
+)
 def test_duration(seconds, shown):
     assert duration(seconds) == shown
 
