@@ -1,0 +1,60 @@
+"""The trajectory buffer in Redis: rules, transitions, client, and the private server a run starts by default."""
+
+from klong_rl.buffer.client import JUDGE_VISIBLE_S, Buffer
+from klong_rl.buffer.errors import (
+    BinaryMissing,
+    BufferFault,
+    Committed,
+    Conflict,
+    DiskFull,
+    Full,
+    OutOfSequence,
+    Refused,
+    RunDirBusy,
+    ServerFault,
+    SocketTaken,
+    StaleEpoch,
+    Unavailable,
+    Unknown,
+    WrongState,
+)
+from klong_rl.buffer.records import (
+    BufferAddress,
+    Claim,
+    Counts,
+    EpisodeView,
+    Member,
+    Ready,
+    ToJudge,
+    WindowRef,
+)
+from klong_rl.buffer.server import EmbeddedRedis
+
+__all__ = [
+    "JUDGE_VISIBLE_S",
+    "BinaryMissing",
+    "Buffer",
+    "BufferAddress",
+    "BufferFault",
+    "Claim",
+    "Committed",
+    "Conflict",
+    "Counts",
+    "DiskFull",
+    "EmbeddedRedis",
+    "EpisodeView",
+    "Full",
+    "Member",
+    "OutOfSequence",
+    "Ready",
+    "Refused",
+    "RunDirBusy",
+    "ServerFault",
+    "SocketTaken",
+    "StaleEpoch",
+    "ToJudge",
+    "Unavailable",
+    "Unknown",
+    "WindowRef",
+    "WrongState",
+]

@@ -1,0 +1,136 @@
+"""The looks at a buffer: they change nothing, and each sees one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from klong_rl.buffer.connection import Connection
+from klong_rl.buffer.errors import Unknown
+from klong_rl.buffer.records import Counts, EpisodeView, Member, Ready, WindowRef
+from klong_rl.types import EpisodeSpec, Outcome, Segment, Verdict, Window, decode
+
+
+class Reader:
+    """What can be asked of a buffer. Every method raises `Unavailable` when no answer comes by the deadline."""
+
+    def __init__(self, connection: Connection):
+        self._redis = connection
+        self._key = connection.key
+
+    async def episode(self, episode: str) -> EpisodeView:
+        """Where an episode stands. Raises Unknown."""
+        key = self._key("episode", episode)
+        fields = ("spec", "state", "epoch", "failures", "owner", "outcome", "verdict", "reason")
+        found, n_segments = await self._redis.read(
+            "episode", ("HMGET", key, *fields), ("LLEN", self._key("segments", episode))
+        )
+        spec, state, epoch, failures, owner, outcome, verdict, reason = found
+        if spec is None:
+            raise Unknown("episode", episode)
+        return EpisodeView(
+            spec=decode(spec, EpisodeSpec),
+            state=state.decode(),
+            epoch=int(epoch),
+            failures=int(failures),
+            owner=(owner or b"").decode(),
+            n_segments=n_segments,
+            outcome=decode(outcome, Outcome) if outcome else None,
+            verdict=decode(verdict, Verdict) if verdict else None,
+            reason=(reason or b"").decode(),
+        )
+
+    async def segments(self, episode: str) -> list[Segment]:
+        """All segments of an episode, in order: where a new holder goes on."""
+        (found,) = await self._redis.read("segments", ("LRANGE", self._key("segments", episode), 0, -1))
+        return [decode(segment, Segment) for segment in found]
+
+    async def running(self, owner: str = "") -> list[tuple[str, int]]:
+        """(episode, epoch) of what is running, of one owner if named: what to requeue when it has died."""
+        (held,) = await self._redis.read("running", ("HGETALL", self._key("running")))
+        pairs = [(episode.decode(), *holder.decode().split(" ", 1)) for episode, holder in held.items()]
+        return sorted((episode, int(epoch)) for episode, epoch, holder in pairs if owner in ("", holder))
+
+    async def next_group_to_close(self) -> str | None:
+        """The most urgent group whose members are all final; it stays that until `close_group`."""
+        (found,) = await self._redis.read("next_group_to_close", ("ZRANGE", self._key("complete"), 0, 0))
+        return found[0].decode() if found else None
+
+    async def group(self, group: str) -> list[Member]:
+        """The members of a group in order of admission. Raises Unknown."""
+        (ids,) = await self._redis.read("group", ("LRANGE", self._key("members", group), 0, -1))
+        if not ids:
+            raise Unknown("group", group)
+        commands: list[tuple] = []
+        for episode in (i.decode() for i in ids):
+            commands.append(("HMGET", self._key("episode", episode), "spec", "outcome", "verdict"))
+            commands.append(("LRANGE", self._key("segments", episode), 0, -1))
+        found = await self._redis.read("group", *commands)
+        return [
+            Member(
+                decode(spec, EpisodeSpec),
+                decode(outcome, Outcome) if outcome else None,
+                decode(verdict, Verdict) if verdict else None,
+                [decode(segment, Segment) for segment in segments],
+            )
+            for (spec, outcome, verdict), segments in zip(found[::2], found[1::2], strict=True)
+        ]
+
+    async def scores(self, group_prefix: str = "") -> dict[str, float]:
+        """Scores of the judged episodes in closed evaluation groups whose id begins so. They outlive `forget`."""
+        low, high = f"[{group_prefix}".encode(), f"({group_prefix}".encode() + b"\xff"  # no UTF-8 text holds 0xff
+        (groups,) = await self._redis.read("scores", ("ZRANGEBYLEX", self._key("eval_groups"), low, high))
+        found = await self._redis.read("scores", *(("HGETALL", self._key("scores", g.decode())) for g in groups))
+        return {episode.decode(): float(score) for scores in found for episode, score in scores.items()}
+
+    async def ready(self) -> Ready:
+        """What a lease could take now, before staleness: three small reads, made to be polled."""
+        windows, tokens, groups = await self._redis.read(
+            "ready",
+            ("HGET", self._key("n", "windows"), "ready"),
+            ("HGET", self._key("n", "tokens"), "ready"),
+            ("ZCARD", self._key("ready")),
+        )
+        return Ready(int(windows or 0), int(tokens or 0), groups)
+
+    async def leased_steps(self) -> list[int]:
+        """Steps leased and neither committed nor rolled back, in order."""
+        (steps,) = await self._redis.read("leased_steps", ("ZRANGE", self._key("leases"), 0, -1))
+        return [int(step) for step in steps]
+
+    async def windows(self, ids: Sequence[str]) -> list[Window]:
+        """The windows of these ids, in this order. Raises Unknown naming the first that is missing."""
+        if not ids:
+            return []
+        (found,) = await self._redis.read("windows", ("MGET", *(self._key("window", window) for window in ids)))
+        for window, data in zip(ids, found, strict=True):
+            if data is None:
+                raise Unknown("window", window)
+        return [decode(data, Window) for data in found]
+
+    async def refs(self, group: str) -> list[WindowRef]:
+        """References of a closed group's windows; empty if it had none or all were stale."""
+        (found,) = await self._redis.read("refs", ("LRANGE", self._key("refs", group), 0, -1))
+        return [decode(ref, WindowRef) for ref in found]
+
+    async def policy_version(self) -> int:
+        """The newest policy version; 0 before the first."""
+        (version,) = await self._redis.read("policy_version", ("GET", self._key("version")))
+        return int(version or 0)
+
+    async def consumed(self, limit: int = 100) -> list[str]:
+        """Groups done with and not archived, oldest first. Archive each (`group`, `refs`, `windows`), then `forget`."""
+        (found,) = await self._redis.read("consumed", ("ZRANGE", self._key("consumed"), 0, limit - 1))
+        return [group.decode() for group in found]
+
+    async def counts(self) -> Counts:
+        """How much has passed through since the run began."""
+        names = ("states", "outcomes:train", "outcomes:eval", "drops", "requeues", "windows")
+        found = await self._redis.read("counts", *(("HGETALL", self._key("n", name)) for name in names))
+        tables = [{field.decode(): int(n) for field, n in table.items() if int(n)} for table in found]
+        states, train, evaluation, drops, requeues, windows = tables
+        return Counts(states, {"train": train, "eval": evaluation}, drops, requeues, windows)
+
+    async def memory(self) -> tuple[int, int]:
+        """Bytes Redis uses, and its limit (0: none): what back-pressure on `claim` looks at."""
+        (memory,) = await self._redis.read("memory", ("INFO", "memory"))
+        return memory["used_memory"], memory["maxmemory"]

@@ -1,0 +1,103 @@
+"""What the buffer hands out, beside the records of `klong_rl.types`."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from klong_rl.types import EpisodeSpec, Outcome, Segment, Verdict, Window
+
+# The run is the hash tag of every key, so braces would move keys to other slots of a cluster.
+_RUN = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class BufferAddress(msgspec.Struct, frozen=True):
+    """Where a run's buffer is; plain and picklable, so that every actor and rank can connect by itself.
+
+    >>> BufferAddress("unix:///runs/relay/redis/redis.sock", "relay")
+    """
+
+    url: str  # unix://, redis:// or rediss://
+    run: str
+    deadline_s: float = 30.0  # for one call, waiting for a restarted Redis included
+
+    def __post_init__(self) -> None:
+        if not _RUN.fullmatch(self.run):
+            raise ValueError(f"run name {self.run!r}: may hold letters, digits, '.', '_' and '-'; rename the run")
+        if self.deadline_s <= 0:
+            raise ValueError(f"deadline_s {self.deadline_s}: must be above 0 seconds")
+
+
+class WindowRef(msgspec.Struct, frozen=True, array_like=True):
+    """A window without its arrays: what a learner needs to plan a step. The order of fields is read by the scripts."""
+
+    id: str
+    n_tokens: int
+    n_targets: int
+    oldest_version: int
+    stage: int
+    group: str
+
+    @classmethod
+    def of(cls, window: Window) -> WindowRef:
+        return cls(
+            window.id, len(window.tokens_T), window.n_targets(), window.oldest_version(), window.stage, window.group
+        )
+
+
+class Claim(NamedTuple):
+    """An episode to run. `epoch` fences all that its holder writes."""
+
+    spec: EpisodeSpec
+    epoch: int
+
+
+class ToJudge(NamedTuple):
+    """A sealed episode to score."""
+
+    spec: EpisodeSpec
+    epoch: int
+    outcome: Outcome
+
+
+class Member(NamedTuple):
+    """One episode of a group as it ended. A dropped one has neither verdict nor segments."""
+
+    spec: EpisodeSpec
+    outcome: Outcome | None
+    verdict: Verdict | None
+    segments: list[Segment]
+
+
+class EpisodeView(NamedTuple):
+    """Where an episode stands."""
+
+    spec: EpisodeSpec
+    state: str  # queued, running, sealed, judged or dropped
+    epoch: int  # how often it was claimed
+    failures: int  # how often its holder gave it up (`requeue`); a restart of the whole run is not one
+    owner: str  # who claimed it last, to run it or to judge it; "" before the first
+    n_segments: int
+    outcome: Outcome | None
+    verdict: Verdict | None
+    reason: str  # why it was dropped, else ""
+
+
+class Ready(NamedTuple):
+    """What a lease could take now, before staleness."""
+
+    n_windows: int
+    n_tokens: int
+    n_groups: int
+
+
+class Counts(NamedTuple):
+    """How much has passed through, since the run began."""
+
+    states: dict[str, int]  # episodes by the state they are in
+    outcomes: dict[str, dict[str, int]]  # judged episodes: purpose -> outcome kind -> how many
+    drops: dict[str, int]  # episodes by reason
+    requeues: dict[str, int]  # by reason
+    windows: dict[str, int]  # ready, leased, consumed, stale (dropped as too old)

@@ -1,0 +1,141 @@
+"""What the buffer's rules act on: the state of one run as plain Python, and the looks at it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from klong_rl.buffer.errors import StaleEpoch, Unknown
+from klong_rl.buffer.records import Counts, Ready, WindowRef
+from klong_rl.types import EpisodeSpec, Outcome, Verdict, Window
+
+Rank = tuple[bool, int]  # (is training, order of admission): evaluation sorts first
+
+
+@dataclass
+class Episode:
+    spec: EpisodeSpec
+    rank: Rank
+    state: str = "queued"
+    epoch: int = 0
+    failures: int = 0
+    owner: str = ""
+    segments: list[bytes] = field(default_factory=list)
+    outcome: Outcome | None = None
+    verdict: Verdict | None = None
+    reason: str = ""
+    hidden_until_ms: int = 0  # while sealed: a judge has it until then
+
+
+@dataclass
+class Group:
+    size: int
+    purpose: str
+    rank: Rank
+    members: list[str] = field(default_factory=list)
+    state: str = "open"  # then complete, ready, leased, consumed
+    order: int = 0  # of closing
+    refs: list[WindowRef] = field(default_factory=list)
+
+
+class RunState:
+    """One run's buffer, and what more than one rule does to it."""
+
+    def __init__(self) -> None:
+        self.episodes: dict[str, Episode] = {}
+        self.groups: dict[str, Group] = {}
+        self.windows: dict[str, Window] = {}
+        self.leases: dict[int, list[str]] = {}
+        self.committed = -1
+        self.version = 0
+        self.forgotten: set[str] = set()
+        self.eval_scores: dict[str, dict[str, float]] = {}
+        self.receipts: dict[str, tuple] = {}
+        self.order = 0
+        self.drops: Counter[str] = Counter()
+        self.requeues: Counter[str] = Counter()
+        self.outcomes: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
+        self.states: Counter[str] = Counter()
+        self.window_counts: Counter[str] = Counter()
+
+    # Looks
+
+    def ready(self) -> Ready:
+        refs = [ref for name in self._ready() for ref in self.groups[name].refs]
+        return Ready(len(refs), sum(ref.n_tokens for ref in refs), len(self._ready()))
+
+    def consumed(self) -> list[str]:
+        names = [name for name, group in self.groups.items() if group.state == "consumed"]
+        return sorted(names, key=lambda name: self.groups[name].order)
+
+    def counts(self) -> Counts:
+        outcomes = {purpose: dict(+kinds) for purpose, kinds in self.outcomes.items()}
+        return Counts(dict(+self.states), outcomes, dict(self.drops), dict(self.requeues), dict(+self.window_counts))
+
+    def scores(self, group_prefix: str = "") -> dict[str, float]:
+        groups = [scores for name, scores in self.eval_scores.items() if name.startswith(group_prefix)]
+        return {episode: score for scores in groups for episode, score in scores.items()}
+
+    # Parts
+
+    def _episode(self, episode: str) -> Episode:
+        if episode not in self.episodes:
+            raise Unknown("episode", episode)
+        return self.episodes[episode]
+
+    def _group(self, name: str) -> Group:
+        if name not in self.groups:
+            raise Unknown("group", name)
+        return self.groups[name]
+
+    def _held(self, episode: str, epoch: int) -> Episode:
+        e = self._episode(episode)
+        if epoch != e.epoch:
+            raise StaleEpoch(episode, epoch, e.epoch, e.state)
+        return e
+
+    def _need(self, e: Episode, held: int, *states: str) -> None:
+        if e.state not in states:
+            raise StaleEpoch(e.spec.id, held, e.epoch, e.state)
+
+    def _next_order(self) -> int:
+        self.order += 1
+        return self.order
+
+    def _move(self, e: Episode, state: str) -> None:
+        self.states[e.state] -= 1
+        self.states[state] += 1
+        e.state = state
+
+    def _back_to_queue(self, e: Episode, reason: str, keep_segments: bool) -> None:
+        e.outcome = None
+        if not keep_segments:
+            e.segments = []
+        self.requeues[reason] += 1
+        self._move(e, "queued")
+
+    def _settle(self, e: Episode) -> None:
+        group = self.groups[e.spec.group]
+        final = [i for i in group.members if self.episodes[i].state in ("judged", "dropped")]
+        if len(final) == group.size:
+            group.state = "complete"
+
+    def _ready(self) -> list[str]:
+        names = [name for name, group in self.groups.items() if group.state == "ready"]
+        return sorted(names, key=lambda name: self.groups[name].order)
+
+    def _freshen(self, group: Group, oldest: int) -> bool:
+        stale = [ref for ref in group.refs if ref.oldest_version < oldest]
+        for ref in stale:
+            del self.windows[ref.id]
+        group.refs = [ref for ref in group.refs if ref.oldest_version >= oldest]
+        self.window_counts["ready"] -= len(stale)
+        self.window_counts["stale"] += len(stale)
+        if not group.refs:
+            group.state = "consumed"
+        return bool(group.refs)
+
+    def _move_windows(self, group: Group, state: str) -> None:
+        self.window_counts[group.state] -= len(group.refs)
+        self.window_counts[state] += len(group.refs)
+        group.state = state

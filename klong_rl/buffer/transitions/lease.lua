@@ -1,0 +1,59 @@
+-- ARGV: step, n_groups, max_staleness. Answers the window references of n_groups groups, those closed first coming
+-- first. With fewer fresh groups than that nothing is leased. A step leased before gets what it got.
+local step, n_groups, max_staleness = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local committed = counter("committed", "-1")
+if tonumber(step) <= committed then return {"COMMITTED", step, integer(committed)} end
+
+local function answer(groups)
+  local reply = {"OK"}
+  for _, group in ipairs(groups) do
+    for _, ref in ipairs(redis.call("LRANGE", key("refs", group), 0, -1)) do reply[#reply + 1] = ref end
+  end
+  return reply
+end
+
+-- Drops the windows sampled before `oldest`; true if any is left.
+local function freshen(group, oldest)
+  local refs, fresh, tokens = redis.call("LRANGE", key("refs", group), 0, -1), {}, 0
+  for _, packed in ipairs(refs) do
+    local ref = cmsgpack.unpack(packed)
+    if ref[4] >= oldest then
+      fresh[#fresh + 1] = packed
+      tokens = tokens + ref[2]
+    end
+  end
+  if #fresh == #refs then return true end
+  move_windows(group, "ready", "stale")
+  for _, packed in ipairs(refs) do
+    local ref = cmsgpack.unpack(packed)
+    if ref[4] < oldest then redis.call("DEL", key("window", ref[1])) end
+  end
+  redis.call("DEL", key("refs", group))
+  for _, packed in ipairs(fresh) do redis.call("RPUSH", key("refs", group), packed) end
+  redis.call("HSET", key("group", group), "tokens", integer(tokens))
+  if #fresh > 0 then
+    move_windows(group, "stale", "ready")
+    return true
+  end
+  redis.call("ZREM", key("ready"), group)
+  consume(group)
+  return false
+end
+
+local before = redis.call("LRANGE", key("lease", step), 0, -1)
+if #before > 0 then return answer(before) end
+local oldest = counter("version", "0") - max_staleness
+local groups = {}
+for _, group in ipairs(redis.call("ZRANGE", key("ready"), 0, -1)) do
+  if #groups == n_groups then break end
+  if freshen(group, oldest) then groups[#groups + 1] = group end
+end
+if #groups < n_groups then return {"OK"} end
+for _, group in ipairs(groups) do
+  redis.call("ZREM", key("ready"), group)
+  redis.call("HSET", key("group", group), "state", "leased")
+  redis.call("RPUSH", key("lease", step), group)
+  move_windows(group, "ready", "leased")
+end
+redis.call("ZADD", key("leases"), step, step)
+return answer(groups)

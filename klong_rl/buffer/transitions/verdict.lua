@@ -1,0 +1,13 @@
+-- ARGV: episode, epoch, verdict, its score. Answers 1 for the first verdict, 0 for a later one, which changes nothing.
+local id, epoch, verdict, score = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local e = look(id)
+if not e then return unknown("episode", id) end
+if epoch ~= e.epoch then return stale(e, epoch) end
+if e.state == "judged" then return {"OK", 0} end
+if e.state ~= "sealed" then return stale(e, epoch) end
+redis.call("HSET", key("episode", id), "verdict", verdict, "score", score)
+count("outcomes:" .. e.purpose, redis.call("HGET", key("episode", id), "kind"), 1)
+unqueue(e)
+move(e, "judged")
+settle(e)
+return {"OK", 1}

@@ -1,0 +1,295 @@
+"""The rules and the Lua scripts, driven side by side on a real Redis, with every way a caller can misbehave.
+
+Each step gives both the same transition, often twice (a lost reply), sometimes from a holder that lost its episode or
+with a request repeated much later, and compares the answers or refusals. A ledger kept from the answers alone, knowing
+neither side's state, holds what the buffer promises: no window is trained twice, none is lost, versions only grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Refused
+from klong_rl.buffer.rules import Rules
+from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window, encode
+
+pytestmark = pytest.mark.integration
+
+TASK = Task(id="relay/train/0", family="relay", instruction="Follow the clues.", image="none")
+GROUP_SIZES = {"eval-0": 1, "eval-1": 2, "train-0": 1, "train-1": 2, "train-2": 2, "train-3": 1}
+MEMBERS = [(group, i) for group, size in GROUP_SIZES.items() for i in range(size + 1)]  # one too many of each
+REQUESTS = ["again-0", "again-1"]  # names that callers repeat, beside fresh ones
+FOREVER_S = 3600.0
+RUNS = itertools.count()
+
+groups = st.sampled_from(list(GROUP_SIZES))
+episodes = st.sampled_from([f"{group}/{i}" for group, i in MEMBERS])
+ages = st.sampled_from([0, 0, 0, 0, 1, -1])  # how many epochs behind the newest a writer is
+twice = st.booleans()
+requests = st.one_of(st.none(), st.sampled_from(REQUESTS))
+steps = st.integers(0, 4)
+
+
+class Refusal(NamedTuple):
+    kind: type[Refused]
+    facts: tuple
+
+
+def spec_of(group: str, i: int) -> EpisodeSpec:
+    return EpisodeSpec(
+        id=f"{group}/{i}", group=group, group_size=GROUP_SIZES[group], stage=1, purpose=group.split("-")[0],
+        task=TASK, timeout_s=20.0, max_turns=8,
+    )  # fmt: skip
+
+
+def segment_of(episode: str, seq: int, token: int) -> Segment:
+    turn = Turn(
+        index=seq, context_start=0, action_A=np.array([token], np.int32), logprobs_A=np.array([-1.0], np.float32),
+        versions=((0, 1),), observation_O=np.array([7], np.int32),
+    )  # fmt: skip
+    return Segment(episode=episode, epoch=1, seq=seq, turns=(turn,))
+
+
+def window_of(name: str, group: str, version: int) -> Window:
+    return Window(
+        id=name, episode=f"{group}/0", group=group, stage=1, tokens_T=np.array([1, 2, 3], np.int32),
+        targets_T=np.array([0, 0, 1], np.uint8), logprobs_T=np.array([0, 0, -1], np.float32), versions=((version, 1),),
+    )  # fmt: skip
+
+
+class BufferMachine(RuleBasedStateMachine):
+    server: EmbeddedRedis
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self) -> None:
+        super().__init__()
+        address = BufferAddress(self.server.url, f"run-{next(RUNS)}")
+        self.buffer = self.loop.run_until_complete(Buffer.connect(address))
+        self.model = Rules()
+        self.fresh = itertools.count()
+        self.closed: set[str] = set()  # windows handed to close_group
+        self.trained: dict[int, set[str]] = {}  # step -> windows, in the history that survives
+        self.versions: list[int] = [0]
+
+    def teardown(self) -> None:
+        self.loop.run_until_complete(self.buffer.close())
+
+    def both(self, name: str, real: tuple, model: Callable[[], Any], again: bool = False) -> Any:
+        """The answer both sides agree on; None if both refuse alike. `again`: delivered a second time."""
+        expected = _answer(model)
+        found = _answer(lambda: self.loop.run_until_complete(getattr(self.buffer, name)(*real)))
+        assert found == expected, name
+        if again:
+            expected = _answer(model)
+            repeated = _answer(lambda: self.loop.run_until_complete(getattr(self.buffer, name)(*real)))
+            assert repeated == expected, f"{name} delivered twice"
+            if not isinstance(found, Refusal):
+                assert repeated in (found, False, 0), f"{name}: the second delivery got something new"
+        return None if isinstance(found, Refusal) else found
+
+    def request(self, name: str | None) -> str:
+        return name or f"fresh-{next(self.fresh)}"
+
+    def epoch(self, episode: str, age: int) -> int:
+        e = self.model.episodes.get(episode)
+        return (e.epoch if e else 1) - age
+
+    def pick(self, data: st.DataObject, *states: str) -> str:
+        """An episode, mostly one where the transition does something."""
+        fitting = [i for i, e in self.model.episodes.items() if e.state in states]
+        return data.draw(st.one_of(st.sampled_from(fitting), episodes) if fitting else episodes)
+
+    @rule(member=st.sampled_from(MEMBERS), again=twice)
+    def admit(self, member: tuple[str, int], again: bool) -> None:
+        spec = spec_of(*member)
+        self.both("admit", (spec,), lambda: self.model.admit(spec), again)
+
+    @rule(group=groups)
+    def admit_group(self, group: str) -> None:
+        for i in range(GROUP_SIZES[group]):
+            self.admit((group, i), False)
+
+    @precondition(lambda self: self.model.states["queued"])
+    @rule(name=requests, owner=st.sampled_from("ab"), again=twice)
+    def claim(self, name: str | None, owner: str, again: bool) -> None:
+        request = self.request(name)
+        self.both("claim", (owner, request), lambda: self.model.claim(owner, f"claim:{request}"), again)
+
+    @rule(
+        data=st.data(), age=ages, off=st.sampled_from([0, 0, -1, -1, 1]), token=st.sampled_from([5, 5, 6]), again=twice
+    )
+    def append(self, data: st.DataObject, age: int, off: int, token: int, again: bool) -> None:
+        episode = self.pick(data, "running")
+        known = self.model.episodes.get(episode)
+        epoch, seq = self.epoch(episode, age), max(0, len(known.segments) + off if known else 0)
+        segment = segment_of(episode, seq, token)
+        model = lambda: self.model.append(episode, epoch, seq, encode(segment))  # noqa: E731
+        self.both("append", (episode, epoch, segment), model, again)
+
+    @rule(data=st.data(), age=ages, kind=st.sampled_from(TRAINED[:2]), again=twice)
+    def seal(self, data: st.DataObject, age: int, kind: str, again: bool) -> None:
+        episode = self.pick(data, "running")
+        epoch, outcome = self.epoch(episode, age), Outcome(kind=kind)
+        self.both("seal", (episode, epoch, outcome), lambda: self.model.seal(episode, epoch, outcome), again)
+
+    @rule(data=st.data(), age=ages, keep=st.booleans(), again=twice)
+    def requeue(self, data: st.DataObject, age: int, keep: bool, again: bool) -> None:
+        episode = self.pick(data, "running", "sealed")
+        args = (episode, self.epoch(episode, age), "engine", keep)
+        self.both("requeue", args, lambda: self.model.requeue(*args), again)
+
+    @rule(name=requests, keep=st.booleans(), again=twice)
+    def requeue_running(self, name: str | None, keep: bool, again: bool) -> None:
+        request = self.request(name)
+        model = lambda: self.model.requeue_running("restart", f"requeue_running:{request}", keep)  # noqa: E731
+        self.both("requeue_running", ("restart", keep, request), model, again)
+
+    @rule(data=st.data(), age=st.one_of(st.none(), ages), again=twice)
+    def drop(self, data: st.DataObject, age: int | None, again: bool) -> None:
+        episode = self.pick(data, "queued", "running", "sealed")
+        epoch = None if age is None else self.epoch(episode, age)
+        self.both("drop", (episode, "straggler", epoch), lambda: self.model.drop(episode, "straggler", epoch), again)
+
+    @precondition(lambda self: self.model.states["sealed"])
+    @rule(visible_s=st.sampled_from([0.0, FOREVER_S]), name=requests)
+    def next_to_judge(self, visible_s: float, name: str | None) -> None:
+        request = self.request(name)
+
+        def model() -> Any:  # at a standing clock: an episode is hidden for ever or not at all
+            return self.model.next_to_judge("judge", round(visible_s * 1000), f"next_to_judge:{request}", 0)
+
+        self.both("next_to_judge", ("judge", visible_s, request), model, again=True)
+
+    @rule(data=st.data(), age=ages, score=st.sampled_from([0.0, 0.1, 1.0]), again=twice)
+    def verdict(self, data: st.DataObject, age: int, score: float, again: bool) -> None:
+        episode = self.pick(data, "sealed")
+        args = (episode, self.epoch(episode, age), Verdict(score=score))
+        self.both("verdict", args, lambda: self.model.verdict(*args), again)
+
+    @rule(group=groups)
+    def finish_group(self, group: str) -> None:
+        """A whole group as it goes when nothing goes wrong, so that training is reached in most examples."""
+        self.admit_group(group)
+        while self.model.states["queued"]:
+            claim = self.both("claim", ("c", r := self.request(None)), lambda r=r: self.model.claim("c", f"claim:{r}"))
+            seal = (claim.spec.id, claim.epoch, Outcome(kind="submitted"))
+            self.both("seal", seal, lambda seal=seal: self.model.seal(*seal))
+            score = (claim.spec.id, claim.epoch, Verdict(score=0.5))
+            self.both("verdict", score, lambda score=score: self.model.verdict(*score))
+
+    @rule(data=st.data(), n=st.integers(0, 3), age=st.integers(0, 2), reuse=st.booleans(), again=twice)
+    def close_group(self, data: st.DataObject, n: int, age: int, reuse: bool, again: bool) -> None:
+        group = self.model.next_group_to_close() or data.draw(groups)
+        n = n if group.startswith("train") or data.draw(st.booleans()) else 0
+        version = max(0, self.model.version - age)
+        names = [f"w{next(self.fresh)}" for _ in range(n)]
+        if reuse and n and self.model.windows:
+            names[0] = data.draw(st.sampled_from(sorted(self.model.windows)))
+        windows = [window_of(name, group, version + i) for i, name in enumerate(names)]
+        closed = self.both("close_group", (group, windows), lambda: self.model.close_group(group, windows), again)
+        if closed:
+            self.closed |= set(names)
+
+    @rule(step=steps, n_groups=st.integers(1, 2), max_staleness=st.sampled_from([0, 1, 9]), again=twice)
+    def lease(self, step: int, n_groups: int, max_staleness: int, again: bool) -> None:
+        args = (step, n_groups, max_staleness)
+        refs = self.both("lease", args, lambda: self.model.lease(*args), again)
+        if not refs:
+            return
+        names = {ref.id for ref in refs}
+        assert len(names) == len(refs) and names <= self.closed
+        assert self.trained.setdefault(step, names) == names, "a repeated lease got other windows"
+        windows = self.loop.run_until_complete(self.buffer.windows([ref.id for ref in refs]))
+        assert [encode(w) for w in windows] == [encode(self.model.windows[ref.id]) for ref in refs]
+
+    @rule(step=steps, again=twice)
+    def commit(self, step: int, again: bool) -> None:
+        self.both("commit", (step,), lambda: self.model.commit(step), again)
+
+    @rule(step=st.integers(-1, 4), again=twice)
+    def rollback(self, step: int, again: bool) -> None:
+        if self.both("rollback", (step,), lambda: self.model.rollback(step), again) is not None:
+            self.trained = {s: names for s, names in self.trained.items() if s <= step}
+
+    @rule(floor=st.integers(0, 3), name=requests, again=twice)
+    def publish_version(self, floor: int, name: str | None, again: bool) -> None:
+        request = self.request(name)
+        model = lambda: self.model.publish_version(floor, f"publish_version:{request}")  # noqa: E731
+        self.both("publish_version", (floor, request), model, again)
+
+    @rule(data=st.data(), again=twice)
+    def forget(self, data: st.DataObject, again: bool) -> None:
+        group = data.draw(st.sampled_from(self.model.consumed() or list(GROUP_SIZES)))
+        self.both("forget", (group,), lambda: self.model.forget(group), again)
+
+    @invariant()
+    def every_look_agrees(self) -> None:
+        async def looks() -> tuple:
+            b = self.buffer
+            return (
+                await b.counts(), await b.ready(), await b.leased_steps(), await b.consumed(), await b.scores("eval"),
+                await b.policy_version(), await b.next_group_to_close(), [i for i, _ in await b.running()],
+            )  # fmt: skip
+
+        m = self.model
+        running = sorted(i for i, e in m.episodes.items() if e.state == "running")
+        expected = (
+            m.counts(), m.ready(), sorted(m.leases), m.consumed(), m.scores("eval"), m.version,
+            m.next_group_to_close(), running,
+        )  # fmt: skip
+        assert self.loop.run_until_complete(looks()) == expected
+
+    @invariant()
+    def no_window_is_trained_twice(self) -> None:
+        names = [name for names in self.trained.values() for name in names]
+        assert len(names) == len(set(names)), f"trained twice: {self.trained}"
+
+    @invariant()
+    def no_window_is_lost(self) -> None:
+        windows = self.loop.run_until_complete(self.buffer.counts()).windows
+        assert sum(windows.values()) == len(self.closed)
+        trained = sum(map(len, self.trained.values()))
+        assert windows.get("leased", 0) + windows.get("consumed", 0) == trained
+
+    @invariant()
+    def versions_only_grow(self) -> None:
+        self.versions.append(self.loop.run_until_complete(self.buffer.policy_version()))
+        assert self.versions[-1] >= self.versions[-2]
+
+    @invariant()
+    def episodes_agree(self) -> None:
+        for name, e in self.model.episodes.items():
+            view = self.loop.run_until_complete(self.buffer.episode(name))
+            assert view == (
+                e.spec, e.state, e.epoch, e.failures, e.owner, len(e.segments), e.outcome, e.verdict, e.reason,
+            )  # fmt: skip
+
+
+def _answer(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Refused as refusal:
+        return Refusal(type(refusal), refusal.args)
+
+
+def test_rules_and_redis_agree_whatever_the_callers_do(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server, asyncio.Runner() as runner:
+        machine = type("Machine", (BufferMachine,), {"server": server, "loop": runner.get_loop()})
+        run = settings(
+            max_examples=int(os.environ.get("KLONG_BUFFER_EXAMPLES", "100")),
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        run_state_machine_as_test(machine, settings=run)
