@@ -114,8 +114,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # submitted: the agent said so. timeout, turn_limit, context_limit: cut, judged on what it left behind.
+# broken: the agent broke its own sandbox.
 # infrastructure: ours to retry elsewhere. task: the task is broken, quarantined.
-TRAINED = ("submitted", "timeout", "turn_limit", "context_limit")
+TRAINED = ("submitted", "timeout", "turn_limit", "context_limit", "broken")
 OUTCOMES = (*TRAINED, "infrastructure", "task")
 
 

@@ -1,0 +1,160 @@
+"""One vLLM AsyncLLM engine: token ids in; token ids, log-probs and policy versions out; new weights in between.
+
+A publish pauses the engine with its requests kept, replaces the weights, discards what the old weights computed
+(prefix cache, and the KV cache of requests in flight, which vLLM computes again), names the new version and resumes.
+Requests in flight go on, and each token is sampled, and its log-prob given, wholly under the version it is stamped with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.weight_transfer import SHARED_MEMORY, register
+from klong_rl.config import EngineConfig
+from klong_rl.failures import InfrastructureFailure
+from klong_rl.types import VersionRuns
+
+PUBLISH_DEADLINE_S = 120.0
+REQUEST_DEADLINE_S = 600.0
+
+
+class EngineFailure(InfrastructureFailure):
+    """The engine died or did not answer in time; episodes it was running are retried elsewhere."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one request gave. `finish` is vLLM's reason: "stop" or "length"."""
+
+    tokens_A: np.ndarray  # int32
+    logprobs_A: np.ndarray  # float32, of the distribution sampled from
+    versions: VersionRuns
+    finish: str
+
+
+class Engine:
+    """Start with `await Engine.start(...)`; the model runs in a process of vLLM's own."""
+
+    def __init__(self, llm, end_id: int) -> None:
+        self._llm = llm
+        self._end_id = end_id
+        self._publishing = asyncio.Lock()
+        self._paused_s = 0.0
+        self._paused_since: float | None = None
+        self.sampled_tokens = 0
+
+    @classmethod
+    async def start(cls, config: EngineConfig, model: str, end_id: int, version: int, seed: int) -> Engine:
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        register()
+        args = AsyncEngineArgs(
+            model=model,
+            dtype=config.dtype,
+            seed=seed,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            enforce_eager=config.enforce_eager,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
+            disable_log_stats=True,
+            **config.extra,
+        )
+        llm = AsyncLLM.from_engine_args(args)
+        if config.weight_transfer == SHARED_MEMORY:
+            from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+            await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+        await llm.update_weight_version(str(version))
+        return cls(llm, end_id)
+
+    async def sample(self, context_T: np.ndarray, max_tokens: int, temperature: float) -> Sample:
+        """Sample one action after `context_T` (int32), ended by the end-of-turn token or at `max_tokens`.
+
+        Raises EngineFailure. Cancelling the call aborts the request.
+        """
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=max_tokens,
+            stop_token_ids=[self._end_id],
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = None
+        try:
+            async with asyncio.timeout(REQUEST_DEADLINE_S):
+                prompt = TokensPrompt(prompt_token_ids=context_T.tolist())
+                async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
+                    final = output.outputs[0]
+        except TimeoutError as error:
+            raise EngineFailure(f"no answer from the engine within {REQUEST_DEADLINE_S:.0f} s") from error
+        except EngineDeadError as error:
+            raise EngineFailure(f"the engine died: {error}") from error
+        if final is None or final.weight_versions is None:
+            raise EngineFailure("the engine ended a request without tokens or without their weight version")
+        tokens_A = np.array(final.token_ids, np.int32)
+        self.sampled_tokens += len(tokens_A)
+        logprobs = [position[token].logprob for position, token in zip(final.logprobs, final.token_ids, strict=True)]
+        versions = tuple((int(span.version), span.end - span.start) for span in final.weight_versions)
+        return Sample(tokens_A, np.array(logprobs, np.float32), versions, final.finish_reason or "")
+
+    async def publish(self, path: str, version: int) -> float:
+        """Replace the weights by those at `path` (written by the learner) and go on; returns seconds paused.
+
+        Raises EngineFailure if the engine doesn't get through within PUBLISH_DEADLINE_S.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._publishing:
+            self._paused_since = began = time.monotonic()
+            try:
+                async with asyncio.timeout(PUBLISH_DEADLINE_S):
+                    await self._llm.pause_generation(mode="keep", clear_cache=False)
+                    await self._llm.start_weight_update()
+                    await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+                    await self._llm.finish_weight_update(weight_version=str(version))
+                    await self._llm.reset_prefix_cache(reset_running_requests=True)
+                    await self._llm.resume_generation()
+            except TimeoutError as error:
+                raise EngineFailure(f"publishing version {version} took over {PUBLISH_DEADLINE_S:.0f} s") from error
+            finally:
+                self._paused_s, self._paused_since = self.paused_s(), None
+            return time.monotonic() - began
+
+    def paused_s(self) -> float:
+        """Seconds this engine has spent paused for new weights, the pause under way included."""
+        since = self._paused_since
+        return self._paused_s + (time.monotonic() - since if since is not None else 0.0)
+
+    async def version(self) -> int:
+        return int(await self._llm.get_weight_version())
+
+    async def logprobs(self, tokens_T: np.ndarray) -> np.ndarray:
+        """Log-prob of each token given those before it, at temperature 1: float32 [T-1]."""
+        from vllm import SamplingParams, TokensPrompt
+
+        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        prompt, final = TokensPrompt(prompt_token_ids=tokens_T.tolist()), None
+        async with asyncio.timeout(REQUEST_DEADLINE_S):
+            async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
+                final = output
+        if final is None:
+            raise EngineFailure("the engine ended a scoring request without an answer")
+        pairs = zip(final.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
+        return np.array([position[token].logprob for position, token in pairs], np.float32)
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()

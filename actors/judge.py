@@ -1,0 +1,107 @@
+"""A judge actor: scores finished episodes in the sandboxes they left behind, and closes complete groups.
+
+    sealed ──▶ adopt its sandbox ──▶ reward ──▶ verdict ──▶ remove the sandbox
+    group complete ──▶ split into windows, advantages ──▶ windows ready, all at once
+
+A group that waits to be closed goes before an episode that waits to be judged: it unblocks the learner.
+A verdict is given once; a judge that dies leaves its episode to the next one (the buffer's visibility timeout).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+from hydra.utils import instantiate
+
+from actors.crew import Crew
+from actors.settings import ActorSettings
+from klong_rl import advantages
+from klong_rl.buffer import Buffer, Member, StaleEpoch, ToJudge
+from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
+from klong_rl.rewards.base import FinishedEpisode
+from klong_rl.types import Verdict, Window
+from klong_rl.windows import split
+
+log = logging.getLogger(__name__)
+
+
+class JudgeActor:
+    """Started by the driver as an async Ray actor: `await start()`, then `run()` until `stop()`."""
+
+    def __init__(self, settings: ActorSettings, name: str) -> None:
+        self._settings = settings
+        self._config = settings.config
+        self._name = name
+
+    async def start(self) -> None:
+        self._buffer = await Buffer.connect(self._settings.buffer)
+        self._sandboxes = self._settings.make_sandboxes()
+        self._reward = instantiate(self._config.reward)
+        self._closing: set[str] = set()
+        self._crew = Crew(self._config.judge.episodes, self._take, self._work)
+
+    async def run(self) -> None:
+        """Judge until `stop`."""
+        await self._crew.run()
+
+    async def stop(self) -> None:
+        await self._crew.stop()
+        await self._sandboxes.close()
+        await self._buffer.close()
+
+    async def _take(self) -> str | ToJudge | None:
+        group = await self._buffer.next_group_to_close()
+        if group is not None and group not in self._closing:
+            self._closing.add(group)
+            return group
+        return await self._buffer.next_to_judge(self._name)
+
+    async def _work(self, job: str | ToJudge) -> None:
+        if isinstance(job, ToJudge):
+            await self._judge(job)
+            return
+        try:
+            await self._buffer.close_group(job, windows_of(await self._buffer.group(job)))
+        finally:
+            self._closing.discard(job)
+
+    async def _judge(self, job: ToJudge) -> None:
+        episode, epoch = job.spec.id, job.epoch
+        sandbox = await self._sandboxes.adopt(episode)
+        try:
+            if sandbox is None:
+                raise InfrastructureFailure(f"the sandbox of episode {episode} is gone")
+            async with asyncio.timeout(self._config.judge.grading_timeout_s):
+                verdict = await self._score(job, sandbox)
+            await self._buffer.verdict(episode, epoch, verdict)
+        except StaleEpoch as stale:
+            log.warning("episode %s was taken back while it was judged: %s", episode, stale)
+        except TaskFailure as failure:
+            log.warning("task %s is dropped: %s", job.spec.task.id, failure)
+            await self._buffer.drop(episode, "task: can't be scored", epoch)
+        except (InfrastructureFailure, TimeoutError) as failure:
+            log.warning("episode %s could not be judged: %s", episode, failure or "grading timed out")
+            failures = await self._buffer.requeue(episode, epoch, "not judged")
+            if failures >= self._config.agent.max_attempts:
+                await self._buffer.drop(episode, f"gave up after {failures} attempts: not judged")
+        if sandbox is not None:
+            await sandbox.close()
+
+    async def _score(self, job: ToJudge, sandbox) -> Verdict:
+        try:
+            return await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
+        except AgentFailure as failure:
+            return Verdict(score=0.0, evidence={"agent_failure": str(failure)})
+
+
+def windows_of(members: list[Member]) -> list[Window]:
+    """The windows of a complete group with their advantages; none for an evaluation group. Dropped members have none."""
+    windows: list[Window] = []
+    for member in members:
+        if member.verdict is not None and member.spec.purpose == "train" and member.segments:
+            turns = [turn for segment in member.segments for turn in segment.turns]
+            windows += split(member.spec, member.segments[0].prefix_P, turns, member.verdict.score)
+    pairs = zip(windows, advantages.klong(windows), strict=True)
+    return [msgspec.structs.replace(window, advantage=advantage) for window, advantage in pairs]

@@ -1,0 +1,238 @@
+"""The configuration: every setting with its default, unit and check. YAML under conf/ holds only differences.
+
+Hydra composes `conf/config.yaml` over this schema, so a mistyped key or a wrong type is refused before anything starts.
+What a user may swap (task family, model source, reward, objective, demonstrator) is named by import path in a
+`_target_` and built by `hydra.utils.instantiate`. Imports no torch, ray, vllm, megatron or docker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from klong_rl.errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    """`source` builds the base checkpoint's Hugging Face folder (klong_rl.models); `name` is for people."""
+
+    name: str = "nano"
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ColdStartConfig:
+    """SFT on scripted demonstrations before RL; cached by content. `steps: 0` starts from the base checkpoint."""
+
+    steps: int = 0
+    windows_per_step: int = 16
+    lr: float = 1e-3
+    warmup_steps: int = 20
+    demonstrator: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class WindowConfig:
+    """The context rule (klong_rl.windows), in tokens."""
+
+    max_tokens: int = 160
+    overlap_tokens: int = 40
+
+
+@dataclass
+class AgentConfig:
+    """The agent loop (actors.agent)."""
+
+    system: str = ""
+    action_tokens: int = 24  # most tokens of one action
+    observation_tokens: int = 48  # a longer observation is cut in the middle
+    command_timeout_s: float = 5.0
+    temperature: float = 1.0
+    max_attempts: int = 3  # of one episode, infrastructure failures included
+
+
+@dataclass
+class EngineConfig:
+    """vLLM. `extra` is passed to AsyncEngineArgs as it is."""
+
+    dtype: str = "float32"
+    max_model_len: int = 256
+    max_num_seqs: int = 64
+    enforce_eager: bool = True
+    weight_transfer: str = "klong_shared_memory"
+    kv_cache_gib: float = 0.5  # on a CPU
+    threads: int = 0  # CPU threads of one engine; 0: all cores
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ActorsConfig:
+    """Rollout actors: each holds an engine and runs up to `episodes` at once."""
+
+    count: int = 1
+    episodes: int = 32
+    num_cpus: float = 0.5  # of Ray's accounting
+    num_gpus: float = 0.0
+
+
+@dataclass
+class JudgeConfig:
+    count: int = 1
+    episodes: int = 8  # judged at once by one actor
+    grading_timeout_s: float = 60.0
+    num_cpus: float = 0.1
+
+
+@dataclass
+class SandboxConfig:
+    """`kind` is "docker" or "process" (no isolation: for hosts without Docker)."""
+
+    kind: str = "docker"
+    image: str = "klong-sandbox"
+    runtime: str = ""  # "runsc" for gVisor; empty: Docker's default
+    memory_mb: int = 256
+    cpus: float = 1.0
+    pids: int = 64
+    setup_timeout_s: float = 120.0
+
+
+@dataclass
+class BufferConfig:
+    """Redis. Without `url` a private server runs on a Unix socket in the run directory."""
+
+    url: str = ""
+
+
+@dataclass
+class LayoutConfig:
+    """Sizes of the parallel dimensions of one learner group."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+    data: int = 2
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, constant learning rate after a linear warm-up."""
+
+    lr: float = 3e-4
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0  # of the global norm
+
+
+@dataclass
+class LearnerConfig:
+    """One Megatron-core learner group."""
+
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: str = "klong"  # a name in klong_rl.objectives, or an import path
+    objective_options: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
+    token_budget: int = 4096  # tokens of one micro-batch, padding included
+    num_threads: int = 1  # CPU threads of one rank
+    num_cpus: float = 0.25  # of Ray's accounting, one rank
+    num_gpus: float = 0.0
+    checkpoint_every: int = 4  # steps; a stage's last step always has one
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class StageConfig:
+    """One rung of the curriculum."""
+
+    difficulty: int = 1
+    timeout_s: float = 60.0  # active seconds of an episode
+    max_turns: int = 8
+    steps: int = 8
+
+
+@dataclass
+class RolloutConfig:
+    """How much is sampled for one learner step, and how far sampling may run ahead."""
+
+    groups_per_step: int = 4
+    group_size: int = 8
+    max_staleness: int = 1  # versions
+    step_timeout_s: float = 1800.0  # waiting for enough finished groups
+
+
+@dataclass
+class EvalConfig:
+    episodes: int = 32  # held-out tasks, one episode each
+
+
+@dataclass
+class RunConfig:
+    """A whole run. `root/name` is the run directory."""
+
+    name: str = "${model.name}-seed${seed}"
+    root: str = "runs"
+    cache: str = ".cache"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    reward: dict[str, Any] = field(default_factory=dict)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    curriculum: list[StageConfig] = field(default_factory=list)
+    ray_address: str = ""  # of an existing Ray cluster; empty: a local one
+    min_free_disk_mb: int = 2048
+
+
+def check(config: RunConfig) -> None:
+    """Raise UserError, one line, for a value that can't work whatever the machine."""
+    for name, value, least in (
+        ("actors.count", config.actors.count, 1),
+        ("actors.episodes", config.actors.episodes, 1),
+        ("judge.count", config.judge.count, 1),
+        ("judge.episodes", config.judge.episodes, 1),
+        ("rollout.groups_per_step", config.rollout.groups_per_step, 1),
+        ("rollout.group_size", config.rollout.group_size, 2),
+        ("rollout.max_staleness", config.rollout.max_staleness, 0),
+        ("evaluation.episodes", config.evaluation.episodes, 1),
+        ("agent.action_tokens", config.agent.action_tokens, 1),
+        ("agent.max_attempts", config.agent.max_attempts, 1),
+        ("learner.checkpoint_every", config.learner.checkpoint_every, 1),
+        ("learner.keep_checkpoints", config.learner.keep_checkpoints, 1),
+        ("cold_start.steps", config.cold_start.steps, 0),
+        ("curriculum (number of stages)", len(config.curriculum), 1),
+    ):
+        if value < least:
+            raise UserError(f"{name}={value} is too small; use {least} or more")
+    for number, stage in enumerate(config.curriculum, 1):
+        for name, value in (("timeout_s", stage.timeout_s), ("max_turns", stage.max_turns), ("steps", stage.steps)):
+            if value <= 0:
+                raise UserError(f"curriculum stage {number}: {name}={value} must be positive")
+    if config.sandbox.kind not in ("docker", "process"):
+        raise UserError(f"sandbox.kind={config.sandbox.kind} is unknown; use docker or process")
+    longest = config.window.max_tokens
+    if longest > config.engine.max_model_len:
+        raise UserError(
+            f"window.max_tokens={longest} is over engine.max_model_len={config.engine.max_model_len}; lower the first "
+            "or raise the second"
+        )
+    turn = config.agent.action_tokens + config.agent.observation_tokens
+    if config.window.overlap_tokens + turn >= longest:
+        raise UserError(
+            f"window.overlap_tokens={config.window.overlap_tokens} and one turn of up to {turn} tokens don't fit in "
+            f"window.max_tokens={longest}"
+        )
