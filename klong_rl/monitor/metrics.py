@@ -31,7 +31,7 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
     Seconds: `publish_s` + `learner_s` + `wait_s` is the step's wall time as the learner saw it; waiting is for windows.
     `logprob_gap_*` is |learner - sampler| in nats, over the action tokens that the current weights sampled.
-    What may diverge is `float | None`: JSON has no NaN, so a number that isn't finite is written as null and read as None.
+    What may diverge is `float | None`: JSON has no NaN, so what is not finite is written as null and read as None.
     `extras` holds an objective's own numbers; a key there must not be the name of a field.
     """
 

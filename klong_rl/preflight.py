@@ -1,0 +1,154 @@
+"""What is looked at before anything starts, so that a run fails in its first second and not in its first hour.
+
+Each check raises UserError: one line with the thing, its value and the remedy. None of them starts or mends anything;
+`check_same_configuration` alone leaves a file, `config.json`, in a run directory that has none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from klong_rl.errors import UserError
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+
+# What a resumed run must share with the run it resumes, as dotted prefixes: what decides which tokens were sampled, how
+# they are scored and what is learned from them. All else (engines, actors, machines) may change between launches.
+MATTERS = (
+    "seed",
+    "model",
+    "tasks",
+    "reward",
+    "cold_start",
+    "window",
+    "agent.system",
+    "agent.action_tokens",
+    "agent.observation_tokens",
+    "agent.temperature",
+    "learner.objective",
+    "learner.objective_options",
+    "learner.optimizer",
+    "rollout.group_size",
+    "curriculum",
+)
+ABSENT = "(absent)"
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` if need be, and write a file there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror}; set root= to a directory of yours") from error
+
+
+def check_free_disk(folder: Path, need_mb: int) -> None:
+    """`folder` exists. MB are 10^6 bytes."""
+    free_mb = shutil.disk_usage(folder).free // 10**6
+    if free_mb < need_mb:
+        raise UserError(
+            f"{folder} has {free_mb} MB free, {need_mb} MB are needed; free some, set root= to another disk, "
+            "or lower min_free_disk_mb"
+        )
+
+
+def check_redis_server() -> str:
+    """The path of redis-server, for a run that starts its own."""
+    path = shutil.which("redis-server")
+    if path is None:
+        raise UserError("redis-server is not on the PATH; run `make setup`, or set buffer.url= to a Redis that runs")
+    return path
+
+
+def check_model_folder(folder: Path) -> None:
+    """A Hugging Face folder: config, tokenizer and all the safetensors it names."""
+    if not folder.is_dir():
+        raise UserError(f"model folder {folder} doesn't exist; give the path of a Hugging Face folder")
+    missing = _missing_model_files(folder)
+    if missing:
+        raise UserError(f"model folder {folder} lacks {', '.join(missing)}; download or convert it again")
+
+
+def _missing_model_files(folder: Path) -> list[str]:
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("tokenizer.json")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return missing + [shard for shard in shards if not (folder / shard).is_file()]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("model.safetensors")
+    return missing
+
+
+def check_same_configuration(run_dir: Path, config: Mapping[str, Any], keys: Sequence[str] = MATTERS) -> None:
+    """Save `config` on the first launch; on a later one, refuse another by naming the first difference."""
+    path = run_dir / CONFIG_FILE
+    config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
+    if not path.exists():
+        partial = path.with_suffix(".json.new")
+        partial.write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(partial, path)
+        return
+    difference = first_difference(json.loads(path.read_text()), config, keys)
+    if difference is not None:
+        key, before, now = difference
+        raise UserError(
+            f"{run_dir} was started with {key}={before}, this launch has {key}={now}; set it back to resume that run, "
+            "or set name= to start another"
+        )
+
+
+def first_difference(before: Any, now: Any, keys: Sequence[str]) -> tuple[str, Any, Any] | None:
+    """The first dotted key, of those equal to or under one of `keys`, whose values differ; with both values."""
+    flat_before, flat_now = dict(_flatten(before)), dict(_flatten(now))
+    for key in {**flat_before, **flat_now}:
+        if not any(key == prefix or key.startswith(prefix + ".") for prefix in keys):
+            continue
+        values = flat_before.get(key, ABSENT), flat_now.get(key, ABSENT)
+        if values[0] != values[1]:
+            return key, *values
+    return None
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key, list items by their number. What is empty has no leaf, so it equals what is absent."""
+    if not isinstance(node, dict | list):
+        yield prefix, node
+        return
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _flatten(child, f"{prefix}.{key}" if prefix else str(key))
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory for this process; UserError names the process that holds it.
+
+    The lock is the kernel's: it ends with the process, however that ends. Programs started meanwhile don't inherit it.
+    """
+    with open(run_dir / LOCK_FILE, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"{run_dir} is in use by {holder}; wait for it or stop it, or set name= to start another run"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
