@@ -4,12 +4,13 @@ PYTEST := $(PYTHON) -m pytest -q
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help run test test-slow lint setup system docker image smollm2 clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: setup  ## set everything up and train; ARGS="stage=2 run_dir=runs/mine" are Hydra overrides
+run: setup  ## set everything up and train; ARGS="seed=1 +stage=2" are Hydra overrides
 	@$(PYTHON) -m klong_rl.launch $(ARGS)
 
 test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron-core; ARGS go to pytest
@@ -26,7 +27,7 @@ setup: system .venv/.installed docker image  ## system packages, .venv, Docker d
 system:
 	@.ci/system.sh
 
-.venv/.installed: conf/requirements/cpu.txt conf/requirements/test.txt pyproject.toml setup.py .ci/venv.sh | system
+.venv/.installed: conf/requirements/cpu.txt conf/requirements/test.txt pyproject.toml setup.py .ci/venv.sh
 	@.ci/venv.sh
 
 docker: system

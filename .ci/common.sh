@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the set-up scripts: one line a step, and errors that say what to do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

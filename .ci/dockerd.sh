@@ -5,21 +5,20 @@ source "$(dirname "$0")/common.sh"
 WAIT_S=60
 LOG=.cache/dockerd.log
 
-answers() { docker info >/dev/null 2>&1; }
+answers() { docker ps -q >/dev/null 2>&1; }
 
 wait_for_daemon() {  # wait_for_daemon [PID]: until it answers, PID ends, or WAIT_S have passed
     local waited
     for ((waited = 0; waited < WAIT_S; waited++)); do
         answers && return
-        [ -z "${1:-}" ] || kill -0 "$1" 2>/dev/null || as_root kill -0 "$1" 2>/dev/null || return 1
+        [ -z "${1:-}" ] || kill -0 "$1" 2>/dev/null || return 1
         sleep 1
     done
     return 1
 }
 
 check_permission() {
-    # `docker info` exits 0 on some versions although the daemon refused, so its words are what is looked at.
-    if docker info 2>&1 | grep -qi 'permission denied'; then
+    if docker ps -q 2>&1 | grep -qi 'permission denied'; then
         die "the Docker daemon runs, but $(id -un) may not use it" \
             "run: sudo usermod -aG docker $(id -un) && newgrp docker   and then make again"
     fi
@@ -30,7 +29,7 @@ start_service() {
         || as_root service docker start >/dev/null 2>&1
 }
 
-start_daemon() {  # start_daemon [FLAG...]
+start_daemon() {  # start_daemon [FLAG...]: in a session of its own, so that Ctrl-C on make doesn't reach it
     as_root setsid nohup dockerd "$@" >>"$LOG" 2>&1 </dev/null &
     wait_for_daemon $!
 }
