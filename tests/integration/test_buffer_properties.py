@@ -18,7 +18,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Refused
 from klong_rl.buffer.rules import Rules
@@ -27,7 +34,7 @@ from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Task, Turn, V
 pytestmark = pytest.mark.integration
 
 TASK = Task(id="relay/train/0", family="relay", instruction="Follow the clues.", image="none")
-GROUP_SIZES = {"eval-0": 1, "eval-1": 2, "train-0": 1, "train-1": 2, "train-2": 2, "train-3": 1}
+GROUP_SIZES = {"eval-0": 1, "eval-1": 2} | {f"train-{i}": 1 + i % 2 for i in range(8)}
 MEMBERS = [(group, i) for group, size in GROUP_SIZES.items() for i in range(size + 1)]  # one too many of each
 REQUESTS = ["again-0", "again-1"]  # names that callers repeat, beside fresh ones
 FOREVER_S = 3600.0
@@ -35,7 +42,7 @@ RUNS = itertools.count()
 
 groups = st.sampled_from(list(GROUP_SIZES))
 episodes = st.sampled_from([f"{group}/{i}" for group, i in MEMBERS])
-ages = st.sampled_from([0, 0, 0, 0, 1, -1])  # how many epochs behind the newest a writer is
+ages = st.sampled_from([0, 0, 0, 0, 0, 0, 1, -1])  # how many epochs behind the newest a writer is
 twice = st.booleans()
 requests = st.one_of(st.none(), st.sampled_from(REQUESTS))
 steps = st.integers(0, 4)
@@ -68,6 +75,11 @@ def window_of(name: str, group: str, version: int) -> Window:
     )  # fmt: skip
 
 
+def in_state(*states: str) -> Callable[[BufferMachine], bool]:
+    """The precondition that an episode is in one of these states."""
+    return lambda machine: any(machine.model.states[state] for state in states)
+
+
 class BufferMachine(RuleBasedStateMachine):
     server: EmbeddedRedis
     loop: asyncio.AbstractEventLoop
@@ -98,6 +110,11 @@ class BufferMachine(RuleBasedStateMachine):
                 assert repeated in (found, False, 0), f"{name}: the second delivery got something new"
         return None if isinstance(found, Refusal) else found
 
+    def append_next(self, episode: str, epoch: int) -> None:
+        seq = len(self.model.episodes[episode].segments)
+        segment = segment_of(episode, seq, 5)
+        self.both("append", (episode, epoch, segment), lambda: self.model.append(episode, epoch, seq, encode(segment)))
+
     def request(self, name: str | None) -> str:
         return name or f"fresh-{next(self.fresh)}"
 
@@ -108,24 +125,41 @@ class BufferMachine(RuleBasedStateMachine):
     def pick(self, data: st.DataObject, *states: str) -> str:
         """An episode, mostly one where the transition does something."""
         fitting = [i for i, e in self.model.episodes.items() if e.state in states]
-        return data.draw(st.one_of(st.sampled_from(fitting), episodes) if fitting else episodes)
+        amiss = data.draw(st.integers(0, 9)) == 0
+        return data.draw(episodes if amiss or not fitting else st.sampled_from(fitting))
+
+    @initialize(
+        some=st.lists(groups, max_size=3, unique=True),
+        n=st.integers(0, 2),
+        claimed=st.integers(0, 4),
+        sealed=st.integers(0, 3),
+    )
+    def a_run_in_the_middle(self, some: list[str], n: int, claimed: int, sealed: int) -> None:
+        self.finish_groups("train-7", n)
+        for group in some:
+            for i in range(GROUP_SIZES[group]):
+                self.admit((group, i), False)
+        for _ in range(claimed):
+            self.claim(None, "a", False)
+        running = [(i, e.epoch) for i, e in self.model.episodes.items() if e.state == "running"]
+        for episode, epoch in running:
+            self.append_next(episode, epoch)
+        for episode, epoch in running[:sealed]:
+            seal = (episode, epoch, Outcome(kind="timeout"))
+            self.both("seal", seal, lambda seal=seal: self.model.seal(*seal))
 
     @rule(member=st.sampled_from(MEMBERS), again=twice)
     def admit(self, member: tuple[str, int], again: bool) -> None:
         spec = spec_of(*member)
         self.both("admit", (spec,), lambda: self.model.admit(spec), again)
 
-    @rule(group=groups)
-    def admit_group(self, group: str) -> None:
-        for i in range(GROUP_SIZES[group]):
-            self.admit((group, i), False)
-
-    @precondition(lambda self: self.model.states["queued"])
+    @precondition(in_state("queued"))
     @rule(name=requests, owner=st.sampled_from("ab"), again=twice)
     def claim(self, name: str | None, owner: str, again: bool) -> None:
         request = self.request(name)
         self.both("claim", (owner, request), lambda: self.model.claim(owner, f"claim:{request}"), again)
 
+    @precondition(in_state("running"))
     @rule(
         data=st.data(), age=ages, off=st.sampled_from([0, 0, -1, -1, 1]), token=st.sampled_from([5, 5, 6]), again=twice
     )
@@ -137,12 +171,14 @@ class BufferMachine(RuleBasedStateMachine):
         model = lambda: self.model.append(episode, epoch, seq, encode(segment))  # noqa: E731
         self.both("append", (episode, epoch, segment), model, again)
 
+    @precondition(in_state("running", "sealed"))
     @rule(data=st.data(), age=ages, kind=st.sampled_from(TRAINED[:2]), again=twice)
     def seal(self, data: st.DataObject, age: int, kind: str, again: bool) -> None:
         episode = self.pick(data, "running")
         epoch, outcome = self.epoch(episode, age), Outcome(kind=kind)
         self.both("seal", (episode, epoch, outcome), lambda: self.model.seal(episode, epoch, outcome), again)
 
+    @precondition(in_state("running", "sealed"))
     @rule(data=st.data(), age=ages, keep=st.booleans(), again=twice)
     def requeue(self, data: st.DataObject, age: int, keep: bool, again: bool) -> None:
         episode = self.pick(data, "running", "sealed")
@@ -155,53 +191,68 @@ class BufferMachine(RuleBasedStateMachine):
         model = lambda: self.model.requeue_running("restart", f"requeue_running:{request}", keep)  # noqa: E731
         self.both("requeue_running", ("restart", keep, request), model, again)
 
+    @precondition(in_state("queued", "running", "sealed"))
     @rule(data=st.data(), age=st.one_of(st.none(), ages), again=twice)
     def drop(self, data: st.DataObject, age: int | None, again: bool) -> None:
         episode = self.pick(data, "queued", "running", "sealed")
         epoch = None if age is None else self.epoch(episode, age)
         self.both("drop", (episode, "straggler", epoch), lambda: self.model.drop(episode, "straggler", epoch), again)
 
-    @precondition(lambda self: self.model.states["sealed"])
+    @precondition(in_state("sealed"))
     @rule(visible_s=st.sampled_from([0.0, FOREVER_S]), name=requests)
     def next_to_judge(self, visible_s: float, name: str | None) -> None:
+        self.judge(visible_s, name)
+
+    def judge(self, visible_s: float, name: str | None) -> Any:
         request = self.request(name)
 
         def model() -> Any:  # at a standing clock: an episode is hidden for ever or not at all
             return self.model.next_to_judge("judge", round(visible_s * 1000), f"next_to_judge:{request}", 0)
 
-        self.both("next_to_judge", ("judge", visible_s, request), model, again=True)
+        return self.both("next_to_judge", ("judge", visible_s, request), model, again=True)
 
+    @precondition(in_state("sealed", "judged"))
     @rule(data=st.data(), age=ages, score=st.sampled_from([0.0, 0.1, 1.0]), again=twice)
     def verdict(self, data: st.DataObject, age: int, score: float, again: bool) -> None:
         episode = self.pick(data, "sealed")
         args = (episode, self.epoch(episode, age), Verdict(score=score))
         self.both("verdict", args, lambda: self.model.verdict(*args), again)
 
-    @rule(group=groups)
-    def finish_group(self, group: str) -> None:
-        """A whole group as it goes when nothing goes wrong, so that training is reached in most examples."""
-        self.admit_group(group)
+    @rule(group=groups, n=st.integers(0, 2))
+    def finish_groups(self, group: str, n: int) -> None:
+        """Whole groups as they go when nothing goes wrong, so that most examples come to train something."""
+        for i in range(GROUP_SIZES[group]):
+            self.admit((group, i), False)
         while self.model.states["queued"]:
-            claim = self.both("claim", ("c", r := self.request(None)), lambda r=r: self.model.claim("c", f"claim:{r}"))
+            request = self.request(None)
+            claim = self.both("claim", ("c", request), lambda r=request: self.model.claim("c", f"claim:{r}"))
+            self.append_next(claim.spec.id, claim.epoch)
             seal = (claim.spec.id, claim.epoch, Outcome(kind="submitted"))
             self.both("seal", seal, lambda seal=seal: self.model.seal(*seal))
-            score = (claim.spec.id, claim.epoch, Verdict(score=0.5))
+        while (sealed := self.judge(FOREVER_S, None)) is not None:
+            score = (sealed.spec.id, sealed.epoch, Verdict(score=0.5))
             self.both("verdict", score, lambda score=score: self.model.verdict(*score))
+        while (complete := self.model.next_group_to_close()) is not None:
+            self.close(complete, n if complete.startswith("train") else 0, self.model.version)
 
-    @rule(data=st.data(), n=st.integers(0, 3), age=st.integers(0, 2), reuse=st.booleans(), again=twice)
-    def close_group(self, data: st.DataObject, n: int, age: int, reuse: bool, again: bool) -> None:
-        group = self.model.next_group_to_close() or data.draw(groups)
-        n = n if group.startswith("train") or data.draw(st.booleans()) else 0
-        version = max(0, self.model.version - age)
-        names = [f"w{next(self.fresh)}" for _ in range(n)]
-        if reuse and n and self.model.windows:
-            names[0] = data.draw(st.sampled_from(sorted(self.model.windows)))
-        windows = [window_of(name, group, version + i) for i, name in enumerate(names)]
-        closed = self.both("close_group", (group, windows), lambda: self.model.close_group(group, windows), again)
-        if closed:
+    def close(self, group: str, n: int, version: int, reused: str | None = None, again: bool = False) -> None:
+        names = [reused] * (reused is not None) + [f"w{next(self.fresh)}" for _ in range(n)]
+        windows = [window_of(name, group, version + i % 2) for i, name in enumerate(names)]
+        if self.both("close_group", (group, windows), lambda: self.model.close_group(group, windows), again):
             self.closed |= set(names)
 
-    @rule(step=steps, n_groups=st.integers(1, 2), max_staleness=st.sampled_from([0, 1, 9]), again=twice)
+    @precondition(lambda self: self.model.groups)
+    @rule(data=st.data(), n=st.integers(0, 3), age=st.integers(0, 2), amiss=st.integers(0, 9), again=twice)
+    def close_group(self, data: st.DataObject, n: int, age: int, amiss: int, again: bool) -> None:
+        group = self.model.next_group_to_close()
+        if group is None or amiss == 0:
+            group = data.draw(groups)
+        n = n if group.startswith("train") or amiss == 1 else 0
+        reused = data.draw(st.sampled_from(sorted(self.model.windows))) if amiss == 2 and self.model.windows else None
+        self.close(group, n, max(0, self.model.version - age), reused, again)
+
+    @precondition(lambda self: self.model.ready().n_groups or self.model.leases)
+    @rule(step=steps, n_groups=st.sampled_from([1, 1, 2]), max_staleness=st.sampled_from([0, 1, 9, 9]), again=twice)
     def lease(self, step: int, n_groups: int, max_staleness: int, again: bool) -> None:
         args = (step, n_groups, max_staleness)
         refs = self.both("lease", args, lambda: self.model.lease(*args), again)
@@ -213,10 +264,12 @@ class BufferMachine(RuleBasedStateMachine):
         windows = self.loop.run_until_complete(self.buffer.windows([ref.id for ref in refs]))
         assert [encode(w) for w in windows] == [encode(self.model.windows[ref.id]) for ref in refs]
 
+    @precondition(lambda self: self.model.leases or self.model.committed >= 0)
     @rule(step=steps, again=twice)
     def commit(self, step: int, again: bool) -> None:
         self.both("commit", (step,), lambda: self.model.commit(step), again)
 
+    @precondition(lambda self: self.model.leases or self.model.committed >= 0)
     @rule(step=st.integers(-1, 4), again=twice)
     def rollback(self, step: int, again: bool) -> None:
         if self.both("rollback", (step,), lambda: self.model.rollback(step), again) is not None:
@@ -228,6 +281,7 @@ class BufferMachine(RuleBasedStateMachine):
         model = lambda: self.model.publish_version(floor, f"publish_version:{request}")  # noqa: E731
         self.both("publish_version", (floor, request), model, again)
 
+    @precondition(lambda self: self.model.consumed() or self.model.forgotten)
     @rule(data=st.data(), again=twice)
     def forget(self, data: st.DataObject, again: bool) -> None:
         group = data.draw(st.sampled_from(self.model.consumed() or list(GROUP_SIZES)))
@@ -287,8 +341,8 @@ def test_rules_and_redis_agree_whatever_the_callers_do(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server, asyncio.Runner() as runner:
         machine = type("Machine", (BufferMachine,), {"server": server, "loop": runner.get_loop()})
         run = settings(
-            max_examples=int(os.environ.get("KLONG_BUFFER_EXAMPLES", "100")),
-            stateful_step_count=40,
+            max_examples=int(os.environ.get("KLONG_BUFFER_EXAMPLES", "150")),
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
