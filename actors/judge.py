@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import msgspec
 from hydra.utils import instantiate
 
 from actors.crew import Crew
 from actors.settings import ActorSettings
+from actors.warned import KeptWarnings
 from klong_rl import advantages
 from klong_rl.buffer import Buffer, Member, StaleEpoch, ToJudge
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
@@ -34,6 +36,7 @@ class JudgeActor:
         self._settings = settings
         self._config = settings.config
         self._name = name
+        self._warnings = KeptWarnings()
 
     async def start(self) -> None:
         self._buffer = await Buffer.connect(self._settings.buffer)
@@ -45,6 +48,10 @@ class JudgeActor:
     async def run(self) -> None:
         """Judge until `stop`."""
         await self._crew.run()
+
+    async def status(self) -> dict[str, Any]:
+        """Warnings since the last look."""
+        return {"warnings": self._warnings.take()}
 
     async def stop(self) -> None:
         await self._crew.stop()

@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from typing import Any
 
 from actors.agent import Agent
 from actors.crew import Crew
 from actors.engine import Engine
 from actors.settings import ActorSettings
+from actors.warned import KeptWarnings
 from klong_rl.buffer import Buffer, Claim, StaleEpoch
 from klong_rl.chat import ChatFormat
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
@@ -35,6 +37,7 @@ class RolloutActor:
         self._settings = settings
         self._config = settings.config
         self._name = name
+        self._warnings = KeptWarnings()
 
     async def start(self, version: int) -> None:
         """Bring up the engine with the weights of `settings.model` as policy `version`, and connect."""
@@ -60,8 +63,13 @@ class RolloutActor:
         """The engine's log-probs of a token sequence, float32 [T-1]: for checks against the learner."""
         return await self._engine.logprobs(tokens_T)
 
-    async def status(self) -> dict[str, float]:
-        return {"episodes": self._crew.busy, "sampled_tokens": self._engine.sampled_tokens}
+    async def status(self) -> dict[str, Any]:
+        """Episodes under way, tokens sampled so far, warnings since the last look."""
+        return {
+            "episodes": self._crew.busy,
+            "sampled_tokens": self._engine.sampled_tokens,
+            "warnings": self._warnings.take(),
+        }
 
     async def stop(self) -> None:
         """Give running episodes back, remove their sandboxes, end the engine."""
@@ -84,7 +92,7 @@ class RolloutActor:
             outcome = await self._act(claim, sandbox)
             await self._buffer.seal(episode, epoch, outcome)
             await sandbox.release()
-            return
+            sandbox = None
         except StaleEpoch as stale:
             log.warning("episode %s goes on elsewhere: %s", episode, stale)
         except TaskFailure as failure:
@@ -98,7 +106,7 @@ class RolloutActor:
             await self._buffer.requeue(episode, epoch, "actor stopped")
             raise
         finally:
-            if sandbox is not None and not sandbox.released:
+            if sandbox is not None:
                 await sandbox.close()
 
     async def _act(self, claim: Claim, sandbox) -> Outcome:

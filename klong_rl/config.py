@@ -86,14 +86,11 @@ class JudgeConfig:
 
 @dataclass
 class SandboxConfig:
-    """`kind` is "docker" or "process" (no isolation: for hosts without Docker)."""
+    """`kind` is "docker" or "process" (no isolation: for hosts without Docker). What one may use is the task's to say."""
 
     kind: str = "docker"
     image: str = "klong-sandbox"
     runtime: str = ""  # "runsc" for gVisor; empty: Docker's default
-    memory_mb: int = 256
-    cpus: float = 1.0
-    pids: int = 64
     setup_timeout_s: float = 120.0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 
-def observation_text(output: str, exit_code: int | None = 0, timed_out_s: float | None = None, cut: bool = False) -> str:
+def observation_text(
+    output: str, exit_code: int | None = 0, timed_out_s: float | None = None, cut: bool = False
+) -> str:
     r"""The observation of one command.
 
     >>> observation_text("digit 7\n"), observation_text("", exit_code=1)

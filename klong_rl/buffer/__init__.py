@@ -25,6 +25,7 @@ from klong_rl.buffer.records import (
     EpisodeView,
     Member,
     Ready,
+    Result,
     ToJudge,
     WindowRef,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "OutOfSequence",
     "Ready",
     "Refused",
+    "Result",
     "RunDirBusy",
     "ServerFault",
     "SocketTaken",

@@ -17,7 +17,8 @@ The rules themselves are in `klong_rl.buffer.rules`, as plain Python.
 
 A transition that hands out something new takes a `request` name. Left empty, each call is a new request and is retried
 as one request within its deadline; a caller that repeats a call after `Unavailable` names it to get the same answer.
-Every method raises `Unavailable` when Redis doesn't answer within the address's deadline.
+Every method raises `Unavailable` when Redis doesn't answer within the address's deadline, and `Full` (one of its kinds)
+when the disk of Redis is full. At the memory limit only `admit` and `claim` do: new episodes wait, the others finish.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from klong_rl.buffer.reader import Reader
 from klong_rl.buffer.records import BufferAddress, Claim, ToJudge, WindowRef
 from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Verdict, Window, decode, encode
 
+OLDEST_REDIS = 7  # its scripts can say which of them may run at the memory limit
 JUDGE_VISIBLE_S = 900.0  # longer than a rubric takes; after it the judge is taken for dead
 
 
@@ -40,20 +42,26 @@ def _named(transition: str, request: str) -> str:
     return f"{transition}:{request or uuid.uuid4().hex}"
 
 
+def _check_server(where: str, version: str, eviction: str) -> None:
+    if int(version.split(".")[0]) < OLDEST_REDIS:
+        raise Unavailable(f"Redis at {where} is version {version}; the buffer's scripts need {OLDEST_REDIS} or later")
+    if eviction != "noeviction":
+        raise Unavailable(
+            f"Redis at {where} has maxmemory-policy {eviction}, which loses trajectories when it is full; "
+            "set it to noeviction"
+        )
+
+
 class Buffer(Reader):
     """A client of one run's buffer. Use it within one event loop; each process makes its own with `connect`."""
 
     @classmethod
     async def connect(cls, address: BufferAddress) -> Self:
-        """A client, once Redis answers. Raises `Unavailable` also for a Redis that may evict keys."""
+        """A client, once Redis answers. Raises `Unavailable` also for a Redis that is too old or may evict keys."""
         connection = Connection(address)
         try:
-            (memory,) = await connection.read("connect", ("INFO", "memory"))
-            if memory["maxmemory_policy"] != "noeviction":
-                raise Unavailable(
-                    f"Redis at {connection.where} has maxmemory-policy {memory['maxmemory_policy']}, which loses "
-                    "trajectories when it is full; set it to noeviction"
-                )
+            (info,) = await connection.read("connect", ("INFO",))
+            _check_server(connection.where, info["redis_version"], info["maxmemory_policy"])
         except BaseException:
             await connection.close()
             raise
@@ -71,12 +79,12 @@ class Buffer(Reader):
     # Episodes
 
     async def admit(self, spec: EpisodeSpec) -> bool:
-        """Queues an episode; False if it is known already. Raises Conflict for another spec or group size."""
+        """Queues an episode; False if it is known already. Raises Conflict for another spec or group size, Full."""
         new = await self._redis.transition("admit", spec.id, spec.group, spec.group_size, spec.purpose, encode(spec))
         return bool(new[0])
 
     async def claim(self, owner: str, request: str = "") -> Claim | None:
-        """Takes the most urgent queued episode: evaluation first, then in order of admission. None if there is none."""
+        """Takes the most urgent queued episode: evaluation first, then as admitted; or None. Raises Full."""
         answer = await self._redis.transition("claim", owner, _named("claim", request))
         return Claim(decode(answer[0], EpisodeSpec), answer[1]) if answer else None
 

@@ -36,8 +36,16 @@ T = TypeVar("T")
 CONNECTIONS = 8  # a process; an actor's many episodes share them, so that hundreds of actors don't exhaust the server
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # back-off between attempts: a restarted local server is back within a second
 
-# A replica refuses writes (ReadOnlyError) for as long as a fail-over takes.
-_RETRIED = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
+# For as long as a fail-over takes, a replica refuses writes (ReadOnlyError) or a cluster everything (ClusterDownError).
+_RETRIED = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,
+)
+
+# At the memory limit new episodes wait. What runs may finish and be trained, which is what frees memory.
+_REFUSED_AT_THE_LIMIT = ("admit", "claim")
 _TRANSITIONS = resources.files("klong_rl.buffer") / "transitions"
 
 
@@ -56,6 +64,18 @@ _REFUSALS: dict[bytes, tuple[type[Refused], tuple[Callable[[Any], Any], ...]]] =
 }
 
 
+def _sources() -> dict[str, str]:
+    """The Lua source of every transition, by its name."""
+    header = (_TRANSITIONS / "header.lua").read_text()
+    sources = {}
+    for entry in _TRANSITIONS.iterdir():
+        name, _, kind = entry.name.partition(".")
+        if kind == "lua" and name != "header":
+            flags = "" if name in _REFUSED_AT_THE_LIMIT else " flags=allow-oom"
+            sources[name] = f"#!lua{flags}\n{header}{entry.read_text()}"
+    return sources
+
+
 class Connection:
     """A pool of connections to the Redis of one run. It belongs to the event loop that first uses it."""
 
@@ -72,12 +92,7 @@ class Connection:
             retry=Retry(NoBackoff(), 0),  # `attempt` retries, and remembers why
         )
         self.redis = Redis.from_pool(pool)
-        header = (_TRANSITIONS / "header.lua").read_text()
-        self._scripts = {
-            entry.name.removesuffix(".lua"): self.redis.register_script(header + entry.read_text())
-            for entry in _TRANSITIONS.iterdir()
-            if entry.name.endswith(".lua") and entry.name != "header.lua"
-        }
+        self._scripts = {name: self.redis.register_script(source) for name, source in _sources().items()}
 
     def key(self, *parts: str | int) -> str:
         """The key of these parts, e.g. `klong:{run}:episode:ID`."""
@@ -93,10 +108,13 @@ class Connection:
         raise kind(*(read(fact) for read, fact in zip(facts, answer[1:], strict=True)))
 
     async def read(self, what: str, *commands: tuple) -> list[Any]:
-        """What these commands answer, all at one instant. Raises `Unavailable`."""
+        """What these commands answer, sent at once. Raises `Unavailable`.
+
+        Others may write between two of them: a MULTI would see one instant, but is refused at the memory limit.
+        """
 
         async def execute() -> list[Any]:
-            pipe = self.redis.pipeline(transaction=True)
+            pipe = self.redis.pipeline(transaction=False)
             for command in commands:
                 pipe.execute_command(*command)
             return await pipe.execute()
@@ -126,7 +144,7 @@ class Connection:
         except exceptions.AuthenticationError as error:
             raise Unavailable(f"{what}: {self.where} refuses the log-in ({error}); check buffer.url") from error
         except exceptions.OutOfMemoryError as error:
-            raise Full(f"{what}: {self.where} is at its memory limit; raise maxmemory or run fewer episodes") from error
+            raise Full(f"{what}: {self.where} is at its memory limit; wait for training, or raise it") from error
         except exceptions.ResponseError as error:
             if str(error).startswith("MISCONF"):
                 raise Full(f"{what}: {self.where} can't persist ({error}); free space on its disk") from error

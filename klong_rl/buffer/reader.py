@@ -1,4 +1,5 @@
-"""The looks at a buffer: they change nothing, and each sees one instant."""
+"""The looks at a buffer. They change nothing; one that reads several keys may see them moments apart, which is enough:
+whatever is decided on a look is checked again by the transition that follows it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 
 from klong_rl.buffer.connection import Connection
 from klong_rl.buffer.errors import Unknown
-from klong_rl.buffer.records import Counts, EpisodeView, Member, Ready, WindowRef
+from klong_rl.buffer.records import Counts, EpisodeView, Member, Ready, Result, WindowRef
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Verdict, Window, decode
 
 
@@ -73,6 +74,30 @@ class Reader:
                 [decode(segment, Segment) for segment in segments],
             )
             for (spec, outcome, verdict), segments in zip(found[::2], found[1::2], strict=True)
+        ]
+
+    async def group_states(self, groups: Sequence[str]) -> dict[str, str]:
+        """The state of each group that is known and not archived: open, complete, ready, leased or consumed."""
+        if not groups:
+            return {}
+        found = await self._redis.read(
+            "group_states", *(("HGET", self._key("group", group), "state") for group in groups)
+        )
+        return {group: state.decode() for group, state in zip(groups, found, strict=True) if state is not None}
+
+    async def results(self, group: str) -> list[Result]:
+        """How the episodes of a group ended, without their segments. Raises Unknown."""
+        (ids,) = await self._redis.read("results", ("LRANGE", self._key("members", group), 0, -1))
+        if not ids:
+            raise Unknown("group", group)
+        commands: list[tuple] = []
+        for episode in (i.decode() for i in ids):
+            commands.append(("HMGET", self._key("episode", episode), "outcome", "verdict"))
+            commands.append(("LLEN", self._key("segments", episode)))
+        found = await self._redis.read("results", *commands)
+        return [
+            Result(decode(outcome, Outcome) if outcome else None, decode(verdict, Verdict) if verdict else None, length)
+            for (outcome, verdict), length in zip(found[::2], found[1::2], strict=True)
         ]
 
     async def scores(self, group_prefix: str = "") -> dict[str, float]:

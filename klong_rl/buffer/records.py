@@ -71,6 +71,14 @@ class Member(NamedTuple):
     segments: list[Segment]
 
 
+class Result(NamedTuple):
+    """How one episode of a group ended. A dropped one has neither outcome nor verdict."""
+
+    outcome: Outcome | None
+    verdict: Verdict | None
+    n_segments: int
+
+
 class EpisodeView(NamedTuple):
     """Where an episode stands."""
 

@@ -7,7 +7,9 @@ of the task family are single tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from klong_rl.models.folder import whole_or_absent
@@ -73,3 +75,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+@dataclass(frozen=True)
+class NanoSource:
+    """An untrained nano whose tokenizer knows the words of the task family."""
+
+    vocab_size: int = 512
+
+    def build(self, cache: Path, texts: Sequence[str], seed: int) -> Path:
+        digest = hashlib.blake2b("\0".join([str(self.vocab_size), str(seed), *texts]).encode(), digest_size=6)
+        folder = cache / "models" / f"nano-{digest.hexdigest()}"
+        if not folder.exists():
+            build(folder, texts, seed, self.vocab_size)
+        return folder

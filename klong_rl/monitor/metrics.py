@@ -67,13 +67,15 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A stage as it ended. Rewards in [0, 1]; the evaluation is on held-out tasks, before and after the stage."""
+    """A stage as it ended. Rewards in [0, 1]; the evaluation is on held-out tasks at the stage's settings: the cold start,
+    and the weights before and after the stage."""
 
     stage: int
     timeout_s: float
     steps: int
     reward_mean: float
     episodes: int
+    eval_cold_start: float | None = None
     eval_before: float | None = None
     eval_after: float | None = None
 

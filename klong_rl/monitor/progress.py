@@ -96,7 +96,7 @@ def render(state: State, spinner: RenderableType = "") -> RenderableType:
         facts.add_row("sampling", f"{count(fleet.tokens_per_s)} tokens/s, waiting {duration(fleet.wait_s)}")
     picture = Table.grid(expand=True)  # rows, not a Group: a progress bar doesn't end its line
     picture.add_row(_head(state, spinner))
-    picture.add_row(ProgressBar(total=state.steps, completed=last.step + 1 if last else 0))
+    picture.add_row(ProgressBar(total=state.steps, completed=last.step if last else 0))
     picture.add_row(facts)
     return Panel(picture, title=Text(state.title), title_align="left", border_style="cyan", padding=(0, 1))
 
@@ -107,7 +107,7 @@ def _head(state: State, spinner: RenderableType) -> RenderableType:
     parts = [f"stage {stage}/{state.stages}"]
     if last and last.stage == stage:
         parts.append(f"timeout {duration(last.timeout_s)}")
-    parts.append(f"step {last.step + 1 if last else 0}/{state.steps}")
+    parts.append(f"step {last.step if last else 0}/{state.steps}")
     head = Table.grid(padding=(0, 1))
     phase = fleet.phase if fleet else "starting"
     head.add_row(spinner, Text("  ·  ".join(parts), style="bold"), Text(phase, style="dim"))
@@ -129,7 +129,7 @@ def plain_line(state: State) -> str:
     """A step in one line, for a log file."""
     last = state.last
     assert last is not None, "there is no line before the first step"
-    where = f"stage {last.stage}/{state.stages} step {last.step + 1}/{state.steps}"
+    where = f"stage {last.stage}/{state.stages} step {last.step}/{state.steps}"
     reward = f"reward {last.reward_mean:.3f} solved {last.solved_fraction:.0%}"
     return " | ".join((where, reward, _weights(last), _step_time(last)))
 
@@ -137,10 +137,10 @@ def plain_line(state: State) -> str:
 def stage_table(stages: Sequence[StageSummary]) -> Table:
     """What the run came to, a row a stage."""
     table = Table(title="held-out reward by stage", title_justify="left")
-    for name in ("stage", "timeout", "eval before", "eval after", "steps", "mean reward", "episodes"):
+    for name in ("stage", "timeout", "cold start", "eval before", "eval after", "steps", "mean reward", "episodes"):
         table.add_column(name, justify="right")
     for row in stages:
-        evals = ["–" if value is None else f"{value:.3f}" for value in (row.eval_before, row.eval_after)]
+        evals = ["–" if value is None else f"{value:.3f}" for value in (row.eval_cold_start, row.eval_before, row.eval_after)]
         reward = f"{row.reward_mean:.3f}"
         table.add_row(str(row.stage), duration(row.timeout_s), *evals, str(row.steps), reward, count(row.episodes))
     return table

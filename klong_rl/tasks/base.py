@@ -9,7 +9,7 @@ from klong_rl.types import Task
 
 
 class TaskFamily(Protocol):
-    """A source of tasks. The same arguments give the same task on any machine, so a restart can't change the schedule."""
+    """A source of tasks. The same arguments give the same task anywhere, so a restart can't change the schedule."""
 
     def train(self, difficulty: int, index: int) -> Task:
         """The `index`-th training task of that difficulty."""

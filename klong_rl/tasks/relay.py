@@ -19,9 +19,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from klong_rl.types import Task
-
-SYSTEM = "Solve the task in this shell, one command a turn. Type submit when done."
+from klong_rl.types import Limits, Task
 
 # Names are single words so that a small tokenizer has one token for each.
 WORDS = (
@@ -32,11 +30,12 @@ WORDS = (
 ).split()
 DECOYS = 3
 ONE_IN_HELD_OUT = 5
+LIMITS = Limits(memory_mb=64, cpus=1.0, pids=32, disk_mb=16)
 
 
 @dataclass(frozen=True)
 class RelayTasks:
-    """Tasks of `difficulty` clues. `seed` picks the stream; held-out chains are disjoint from training's for any seed."""
+    """Tasks of `difficulty` clues. `seed` picks the stream; held-out chains are disjoint from any seed's training."""
 
     image: str = "klong-sandbox"
     seed: int = 0
@@ -65,6 +64,7 @@ class RelayTasks:
             family="relay",
             instruction=instruction(chain[0]),
             image=self.image,
+            limits=LIMITS,
             files=files,
             secret={"file": "answer", "expected": code, "chain": chain},
         )

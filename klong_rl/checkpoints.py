@@ -1,0 +1,86 @@
+"""Checkpoints of a run: whole or absent, the newest one found again.
+
+    checkpoints/step-000012/megatron/     weights, optimizer, schedule, random state (learners)
+                            hf/           the same weights, as transformers and vLLM load them
+                            state.json    where the run stood: written last
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from klong_rl.models.folder import whole_or_absent
+
+STATE_FILE = "state.json"
+
+
+class RunState(msgspec.Struct, kw_only=True):
+    """Where a run stands. `step` counts finished learner steps over all stages; `stage_step` those of `stage`."""
+
+    stage: int = 1
+    stage_step: int = 0
+    step: int = 0
+    version: int = 0
+    wall_s: float = 0.0
+    evals: dict[str, float] = {}  # "cold-s3", "before-s2", "after-s2": mean held-out reward
+    rewards: dict[str, list[float]] = {}  # stage: mean training reward of each step
+    episodes: dict[str, int] = {}  # stage: training episodes used
+    finished: bool = False
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self.folder = run_dir / "checkpoints"
+        self._keep = keep
+
+    def save(self, state: RunState, write: Callable[[Path], None]) -> Path:
+        """Have `write` fill the checkpoint's folder, then make it durable; older ones than `keep` go."""
+        final = self.folder / f"step-{state.step:06d}"
+        with whole_or_absent(final) as partial:
+            write(partial)
+            (partial / STATE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+            _fsync_tree(partial)
+        _fsync(self.folder)
+        for old in self.all()[: -self._keep]:
+            shutil.rmtree(old)
+        return final
+
+    def update_state(self, state: RunState) -> None:
+        """Replace the newest checkpoint's state: what was learned about it (evaluations) since it was written."""
+        path = self.newest() / STATE_FILE
+        partial = path.with_suffix(".new")
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+        os.replace(partial, path)
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step-*") if (path / STATE_FILE).exists())
+
+    def newest(self) -> Path | None:
+        found = self.all()
+        return found[-1] if found else None
+
+    @staticmethod
+    def state(checkpoint: Path) -> RunState:
+        return msgspec.json.decode((checkpoint / STATE_FILE).read_bytes(), type=RunState)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

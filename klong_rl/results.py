@@ -1,0 +1,112 @@
+"""What a run tells: the display while it runs, `metrics.jsonl` and TensorBoard by step, summary and report at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from klong_rl.buffer import Counts
+from klong_rl.checkpoints import RunState
+from klong_rl.config import RunConfig
+from klong_rl.monitor.metrics import (
+    MetricsLog,
+    StageSummary,
+    StepMetrics,
+    Summary,
+    installed_parts,
+    read_summary,
+    write_summary,
+)
+from klong_rl.monitor.progress import FleetStatus, Progress
+from klong_rl.monitor.report import write_report
+
+
+class RunLog:
+    """One launch's voice. `state` is the run's own, which the training moves on."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, state: RunState, progress: Progress) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._state = state
+        self._progress = progress
+        self._metrics = MetricsLog(run_dir, restored_step=state.step)
+        self._phase, self._phase_since, self._stage = "starting", time.monotonic(), state.stage
+        self._sampled = (time.monotonic(), 0)
+        self._outcomes: dict[str, int] = {}
+
+    def step(self, metrics: StepMetrics) -> None:
+        """A learner step ended."""
+        self._metrics.write(metrics)
+        self._progress.update(metrics)
+
+    def phase(self, phase: str, stage: int) -> None:
+        """What the run does now."""
+        self._phase, self._phase_since, self._stage = phase, time.monotonic(), stage
+
+    def fleet(self, status: dict[str, Any], counts: Counts) -> None:
+        """A look at the actors and at the buffer."""
+        then, sampled = self._sampled
+        now = time.monotonic()
+        rate = (status["sampled_tokens"] - sampled) / max(now - then, 1e-6)
+        self._sampled = (now, status["sampled_tokens"])
+        self._outcomes = _add(counts.outcomes.get("train", {}), counts.outcomes.get("eval", {}))
+        for text in status["warnings"]:
+            self._progress.warn(text)
+        self._progress.update(
+            FleetStatus(
+                phase=self._phase,
+                stage=self._stage,
+                episodes_running=status["episodes"],
+                episodes_finished=counts.states.get("judged", 0),
+                tokens_per_s=rate,
+                wait_s=now - self._phase_since if self._phase == "sampling" else 0.0,
+            )
+        )
+
+    def close(self) -> None:
+        self._metrics.close()
+
+    def finish(self) -> None:
+        """The table, `summary.json` and `report.html`."""
+        write_summary(
+            self._run_dir,
+            Summary(
+                stages=self._stages(),
+                outcomes=self._outcomes,
+                wall_s=self._state.wall_s,
+                parts=installed_parts(),
+                extras=self._state.evals,
+            ),
+        )
+        self._progress.finish(self._stages())
+        self._progress.console.print(f"report: {write_report(self._run_dir)}")
+
+    def show(self) -> None:
+        """What a finished run came to."""
+        if (summary := read_summary(self._run_dir)) is not None:
+            self._progress.finish(summary.stages)
+
+    def _stages(self) -> tuple[StageSummary, ...]:
+        state, stages = self._state, []
+        for number, stage in enumerate(self._config.curriculum, 1):
+            rewards = state.rewards.get(str(number), [])
+            if not rewards:
+                continue
+            stages.append(
+                StageSummary(
+                    stage=number,
+                    timeout_s=stage.timeout_s,
+                    steps=len(rewards),
+                    reward_mean=sum(rewards) / len(rewards),
+                    episodes=state.episodes.get(str(number), 0),
+                    eval_cold_start=state.evals.get(f"cold-s{number}"),
+                    eval_before=state.evals.get(f"before-s{number}"),
+                    eval_after=state.evals.get(f"after-s{number}"),
+                )
+            )
+        return tuple(stages)
+
+
+def _add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}

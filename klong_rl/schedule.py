@@ -1,0 +1,58 @@
+"""What is sampled next, as pure decisions: ids, episode specs, and how far sampling may run ahead.
+
+Ids are made of stage and index alone, so that a driver which starts again admits the same episodes under the same
+names, and the buffer knows them.
+"""
+
+from __future__ import annotations
+
+from klong_rl.config import StageConfig
+from klong_rl.tasks.base import TaskFamily
+from klong_rl.types import EpisodeSpec
+
+
+def training_group(family: TaskFamily, number: int, stage: StageConfig, index: int, size: int) -> list[EpisodeSpec]:
+    """The `index`-th group of stage `number`: `size` attempts at one training task."""
+    group = f"s{number}-g{index}"
+    task = family.train(stage.difficulty, index)
+    return [_spec(f"{group}-e{member}", group, size, number, stage, "train", task) for member in range(size)]
+
+
+def evaluation(family: TaskFamily, tag: str, number: int, stage: StageConfig, episodes: int) -> list[EpisodeSpec]:
+    """One attempt at each of the first held-out tasks, at the settings of stage `number`, as groups of one."""
+    specs = []
+    for index in range(episodes):
+        group = f"{evaluation_prefix(tag, number)}{index}"
+        task = family.held_out(stage.difficulty, index)
+        specs.append(_spec(f"{group}-e", group, 1, number, stage, "eval", task))
+    return specs
+
+
+def evaluation_prefix(tag: str, number: int) -> str:
+    return f"eval-{tag}-s{number}-g"
+
+
+def groups_to_admit(outstanding: int, steps_left: int, groups_per_step: int, max_staleness: int) -> int:
+    """How many more groups may start.
+
+    `outstanding` groups are admitted and not yet leased. A group admitted now is trained at the latest after all of
+    them, so `1 + max_staleness` steps' worth bounds its age; the stage's own end bounds it too.
+
+    >>> groups_to_admit(outstanding=0, steps_left=9, groups_per_step=4, max_staleness=1)
+    8
+    """
+    ahead = min(steps_left, 1 + max_staleness) * groups_per_step
+    return max(0, ahead - outstanding)
+
+
+def _spec(episode: str, group: str, size: int, number: int, stage: StageConfig, purpose: str, task) -> EpisodeSpec:
+    return EpisodeSpec(
+        id=episode,
+        group=group,
+        group_size=size,
+        stage=number,
+        purpose=purpose,
+        task=task,
+        timeout_s=stage.timeout_s,
+        max_turns=stage.max_turns,
+    )

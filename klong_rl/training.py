@@ -1,0 +1,232 @@
+"""The main loop: progressive RL over the stages of a curriculum.
+
+    for each stage:                                       its timeout, turns and difficulty
+        evaluate on held-out tasks
+        for each step:
+            admit groups of episodes                      the actors sample, the judges score, meanwhile
+            lease the groups closed first                 waits for them; ended by `rollout.step_timeout_s`
+            train on their windows                        the learner
+            publish the weights                           engines pause and go on; the version grows
+            checkpoint, then commit what it was trained on
+        evaluate again
+
+The loop owns no state of its own: episodes, windows and versions are in the buffer, the rest is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from klong_rl.buffer import Buffer, WindowRef
+from klong_rl.checkpoints import Checkpoints, RunState
+from klong_rl.config import RunConfig, StageConfig
+from klong_rl.fleet import Fleet
+from klong_rl.monitor.metrics import StepMetrics
+from klong_rl.schedule import evaluation, evaluation_prefix, groups_to_admit, training_group
+from klong_rl.tasks.base import TaskFamily
+from klong_rl.types import EpisodeSpec
+
+LOOK_S = 0.1  # between two looks at the buffer while waiting
+OUTSTANDING = ("open", "complete", "ready")  # states of a group that is admitted and not yet leased
+
+
+class Stuck(Exception):
+    """What was waited for didn't come by its deadline."""
+
+
+class Training:
+    """One run from `state` on. `learner` is a learners.group.LearnerGroup; `report` is called after each step."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        state: RunState,
+        buffer: Buffer,
+        fleet: Fleet,
+        learner: Any,
+        family: TaskFamily,
+        checkpoints: Checkpoints,
+        report: Callable[[StepMetrics], None],
+        tell: Callable[[str, int], None],
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.buffer = buffer
+        self.fleet = fleet
+        self.learner = learner
+        self.family = family
+        self.checkpoints = checkpoints
+        self._report = report
+        self._tell = tell
+        self._groups: list[str] = []  # of this stage: admitted, perhaps leased since
+        self._next_index = 0
+        self._began = time.monotonic() - state.wall_s
+
+    async def run(self) -> None:
+        """Train through the stages that are left."""
+        stages = list(enumerate(self.config.curriculum, 1))
+        await self._evaluate([("cold", number, stage) for number, stage in stages])
+        for number, stage in stages[self.state.stage - 1 :]:
+            await self._evaluate([("before", number, stage)])
+            self._groups, self._next_index = [], 0
+            while self.state.stage_step < stage.steps:
+                await self._step(number, stage)
+            await self._evaluate([("after", number, stage)])
+            last = number == len(stages)
+            self.state.stage, self.state.stage_step = (number, stage.steps) if last else (number + 1, 0)
+            self.state.finished = last
+            self._update_checkpoint()
+
+    async def _step(self, number: int, stage: StageConfig) -> None:
+        began = time.monotonic()
+        step, version = self.state.step + 1, self.state.version
+        self._tell("sampling", number)
+        refs = await self._lease(step, number, stage)
+        leased = time.monotonic()
+        results = await self._results(refs)
+        self._tell("training", number)
+        learned = await asyncio.to_thread(self.learner.train_step, step, version, refs)
+        trained = time.monotonic()
+        await self.publish()
+        published = time.monotonic()
+        rewards = [result.verdict.score for result in results if result.verdict]
+        self._count(step, number, rewards)
+        self._report(
+            StepMetrics(
+                step=step,
+                stage=number,
+                timeout_s=stage.timeout_s,
+                reward_mean=_mean(rewards),
+                solved_fraction=_mean([float(reward == 1.0) for reward in rewards]),
+                policy_version=version,
+                staleness_max=version - min(ref.oldest_version for ref in refs),
+                windows=len(refs),
+                action_tokens=int(learned["action_tokens"]),
+                tokens_per_s=sum(ref.n_tokens for ref in refs) / (published - began),
+                publish_s=published - trained,
+                learner_s=trained - leased,
+                wait_s=leased - began,
+                logprob_gap_mean=learned["logprob_gap_mean"],
+                logprob_gap_max=learned["logprob_gap_max"],
+                loss=learned["loss"],
+                grad_norm=learned["grad_norm"],
+                clip_fraction=learned["clip_fraction"],
+                kl=learned["kl_sampler_k3"],
+                episodes_finished=len(results),
+                turns_mean=_mean([float(result.n_segments) for result in results]),
+                extras={
+                    "logprob_gap_tokens": learned["logprob_gap_tokens"],
+                    "entropy_estimate": learned["entropy_estimate"],
+                    "ratio_mean": learned["ratio_mean"],
+                },
+            )
+        )
+        if step % self.config.learner.checkpoint_every == 0 or self.state.stage_step == stage.steps:
+            await self._checkpoint(number)
+
+    async def _lease(self, step: int, number: int, stage: StageConfig) -> list[WindowRef]:
+        """The windows of the next step, admitting episodes until there are enough."""
+        rollout = self.config.rollout
+        until = time.monotonic() + rollout.step_timeout_s
+        while True:
+            await self._admit(number, stage)
+            refs = await self.buffer.lease(step, rollout.groups_per_step, rollout.max_staleness)
+            if refs:
+                return refs
+            self.fleet.check()
+            if time.monotonic() > until:
+                counts = await self.buffer.counts()
+                raise Stuck(
+                    f"no {rollout.groups_per_step} finished groups for step {step} within {rollout.step_timeout_s:.0f} s "
+                    f"(rollout.step_timeout_s); episodes: {counts.states}, dropped: {counts.drops}"
+                )
+            await asyncio.sleep(LOOK_S)
+
+    async def _admit(self, number: int, stage: StageConfig) -> None:
+        rollout = self.config.rollout
+        states = await self.buffer.group_states(self._groups)
+        self._groups = [group for group in self._groups if states.get(group) in OUTSTANDING]
+        steps_left = stage.steps - self.state.stage_step
+        while groups_to_admit(len(self._groups), steps_left, rollout.groups_per_step, rollout.max_staleness) > 0:
+            specs = training_group(self.family, number, stage, self._next_index, rollout.group_size)
+            self._next_index += 1
+            await self._admit_all(specs)
+            # A group of an earlier launch may be used up already: the buffer knows.
+            if (await self.buffer.group_states([specs[0].group])).get(specs[0].group) in OUTSTANDING:
+                self._groups.append(specs[0].group)
+
+    async def _admit_all(self, specs: list[EpisodeSpec]) -> None:
+        for spec in specs:
+            await self.buffer.admit(spec)
+
+    async def publish(self) -> None:
+        """The learner's weights become the next policy version, in every engine."""
+        version = await self.buffer.publish_version(floor=self.state.version)
+        path = await asyncio.to_thread(self.learner.publish, version)
+        await self.fleet.publish(str(path), version)
+        self.state.version = version
+
+    async def _results(self, refs: list[WindowRef]) -> list[Any]:
+        groups = dict.fromkeys(ref.group for ref in refs)
+        return [result for group in groups for result in await self.buffer.results(group)]
+
+    def _count(self, step: int, number: int, rewards: list[float]) -> None:
+        self.state.step = step
+        self.state.stage, self.state.stage_step = number, self.state.stage_step + 1
+        self.state.wall_s = time.monotonic() - self._began
+        self.state.rewards.setdefault(str(number), []).append(_mean(rewards))
+        self.state.episodes[str(number)] = self.state.episodes.get(str(number), 0) + len(rewards)
+
+    async def _checkpoint(self, number: int) -> None:
+        self._tell("checkpoint", number)
+
+        def write(folder: Path) -> None:
+            self.learner.save(folder / "megatron")
+            self.learner.save_hf(folder / "hf")
+
+        await asyncio.to_thread(self.checkpoints.save, self.state, write)
+        await self.buffer.commit(self.state.step)
+
+    def _update_checkpoint(self) -> None:
+        self.state.wall_s = time.monotonic() - self._began
+        if self.checkpoints.newest() is not None:
+            self.checkpoints.update_state(self.state)
+
+    async def _evaluate(self, wanted: list[tuple[str, int, StageConfig]]) -> None:
+        """Mean reward on held-out tasks for each (tag, stage) that has none yet; all at once, ahead of training."""
+        wanted = [(tag, number, stage) for tag, number, stage in wanted if f"{tag}-s{number}" not in self.state.evals]
+        episodes = self.config.evaluation.episodes
+        until = time.monotonic() + self.config.rollout.step_timeout_s
+        for tag, number, stage in wanted:
+            # Versions are never used twice, so neither is the name of an evaluation.
+            await self._admit_all(evaluation(self.family, self._tag(tag), number, stage, episodes))
+        for tag, number, _ in wanted:
+            self._tell(f"evaluating ({tag} stage {number})", self.state.stage)
+            prefix = evaluation_prefix(self._tag(tag), number)
+            scores = await self._scores(prefix, episodes, until)
+            self.state.evals[f"{tag}-s{number}"] = _mean(scores)
+        if wanted:
+            self._update_checkpoint()
+
+    def _tag(self, tag: str) -> str:
+        return f"{tag}-v{self.state.version}"
+
+    async def _scores(self, prefix: str, episodes: int, until: float) -> list[float]:
+        """Scores of all evaluation groups under `prefix`, once all are closed; dropped episodes have none."""
+        groups = [f"{prefix}{index}" for index in range(episodes)]
+        while True:
+            states = await self.buffer.group_states(groups)
+            if not any(state in OUTSTANDING for state in states.values()):
+                return list((await self.buffer.scores(prefix)).values())
+            self.fleet.check()
+            if time.monotonic() > until:
+                raise Stuck(f"evaluation {prefix} did not end within {self.config.rollout.step_timeout_s:.0f} s")
+            await asyncio.sleep(LOOK_S)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
