@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from klong_rl.buffer import (
     BinaryMissing,
     Buffer,
     BufferAddress,
+    DiskFull,
     EmbeddedRedis,
+    Full,
     RunDirBusy,
     ServerFault,
     SocketTaken,
@@ -116,10 +120,10 @@ def test_a_server_left_over_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "redis"
     folder.mkdir()
     path = folder / "redis.sock"
+    where = ["--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
     leftover = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", "", "--appendonly", "yes"],
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        ["redis-server", *where, "--save", "", "--appendonly", "yes"], stdout=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + DEADLINE_S
         while not path.exists():
@@ -202,6 +206,59 @@ def test_a_broken_file_is_reported_with_the_servers_own_words(tmp_path: Path) ->
         EmbeddedRedis(tmp_path).start()
     with pytest.raises(ServerFault, match="(?s)ended with 1"):
         EmbeddedRedis(tmp_path).start()  # and the lock was given back
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 MB; only root can make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_too_small_is_refused_at_the_start(small_disk: Path) -> None:
+    (small_disk / "other").write_bytes(bytes(100 << 20))
+    with pytest.raises(DiskFull, match="has 200 MB free"):
+        EmbeddedRedis(small_disk).start()
+
+
+async def test_a_disk_that_fills_up_stops_writes_and_loses_none(small_disk: Path) -> None:
+    with EmbeddedRedis(small_disk) as server:
+        address = BufferAddress(server.url, "run", deadline_s=DEADLINE_S)
+        async with await Buffer.connect(address) as buffer:
+            assert await buffer.admit(spec("before"))
+            filler = small_disk / "other"
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(1 << 20)):
+                    pass
+            admitted = ["before"]
+            with pytest.raises(Full, match="free space on its disk"):
+                for i in range(100_000):
+                    await buffer.admit(spec(f"e{i}"))
+                    admitted.append(f"e{i}")
+                    await asyncio.sleep(0.01)
+            filler.unlink()
+            await _until_admitted(buffer, "after")
+            admitted.append("after")
+    with EmbeddedRedis(small_disk) as server:
+        async with await Buffer.connect(BufferAddress(server.url, "run")) as buffer:
+            for name in admitted:
+                assert (await buffer.episode(name)).state == "queued"
+
+
+async def _until_admitted(buffer: Buffer, name: str) -> None:
+    """Redis takes writes again within a second or two of finding room."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            await buffer.admit(spec(name))
+            return
+        except Full:
+            assert time.monotonic() < deadline, "Redis takes no writes though its disk has room"
+            await asyncio.sleep(0.1)
 
 
 def test_not_from_a_thread(tmp_path: Path) -> None:

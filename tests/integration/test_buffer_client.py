@@ -1,0 +1,325 @@
+"""The buffer's client on a real Redis: what arrives is what was sent, once, within a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Full, StaleEpoch, Unavailable, Unknown
+from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window, encode
+
+pytestmark = pytest.mark.integration
+
+RUNS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("run")) as server:
+        yield server
+
+
+@pytest.fixture
+async def buffer(server: EmbeddedRedis) -> AsyncIterator[Buffer]:
+    async with await Buffer.connect(BufferAddress(server.url, f"run-{next(RUNS)}")) as buffer:
+        yield buffer
+
+
+@contextmanager
+def redis_server(folder: Path, *settings: str) -> Iterator[str]:
+    """The URL of a bare redis-server with these settings."""
+    path = folder / "bare.sock"
+    command = ["redis-server", "--unixsocket", str(path), "--dir", str(folder), "--save", "", *settings]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < deadline and process.poll() is None, "the bare redis-server didn't listen"
+            time.sleep(0.02)
+        yield f"unix://{path}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def spec(group: str, i: int = 0, size: int = 1, purpose: str = "train") -> EpisodeSpec:
+    task = Task(id="relay/train/0", family="relay", instruction="Follow.", image="none", files={"a": b"\x00\xff"})
+    return EpisodeSpec(
+        id=f"{group}-{i}", group=group, group_size=size, stage=2, purpose=purpose, task=task, timeout_s=9.0, max_turns=4
+    )
+
+
+def segment(episode: str, seq: int, observation_tokens: int = 3) -> Segment:
+    turn = Turn(
+        index=seq, context_start=0, action_A=np.arange(5, dtype=np.int32), logprobs_A=np.full(5, -0.25, np.float32),
+        versions=((0, 2), (1, 3)), observation_O=np.arange(observation_tokens, dtype=np.int32),
+        command="ls", exit_code=0, seconds=0.5,
+    )  # fmt: skip
+    prefix = np.arange(7, dtype=np.int32) if seq == 0 else None
+    return Segment(episode=episode, epoch=1, seq=seq, turns=(turn,), prefix_P=prefix)
+
+
+def window(group: str, i: int, version: int = 0) -> Window:
+    return Window(
+        id=f"{group}/w{i}", episode=f"{group}-0", group=group, stage=2, tokens_T=np.arange(4 + i, dtype=np.int32),
+        targets_T=np.r_[0, 1, 1, 0, [0] * i].astype(np.uint8), logprobs_T=np.zeros(4 + i, np.float32),
+        versions=((version, 1), (version + 1, 1)), advantage=0.5, score=1.0,
+    )  # fmt: skip
+
+
+async def judged(buffer: Buffer, *specs: EpisodeSpec, score: float = 1.0) -> None:
+    """Takes these episodes all the way to a verdict; nothing else may be queued."""
+    for one in specs:
+        await buffer.admit(one)
+    for _ in specs:
+        claim = await buffer.claim("actor")
+        await buffer.append(claim.spec.id, claim.epoch, segment(claim.spec.id, 0))
+        await buffer.seal(claim.spec.id, claim.epoch, Outcome(kind="submitted"))
+        await buffer.verdict(claim.spec.id, claim.epoch, Verdict(score=score, evidence={"judge": "tests"}))
+
+
+async def test_an_episode_from_admission_to_consumption(buffer: Buffer) -> None:
+    assert await buffer.admit(spec("g", 0, 2)) and await buffer.admit(spec("g", 1, 2))
+    assert not await buffer.admit(spec("g", 1, 2))
+    first, second = await buffer.claim("actor-0"), await buffer.claim("actor-1")
+    assert (first, second) == ((spec("g", 0, 2), 1), (spec("g", 1, 2), 1))
+    assert await buffer.claim("actor-0") is None
+    assert await buffer.running("actor-1") == [("g-1", 1)]
+    for seq in range(3):
+        await buffer.append("g-0", 1, segment("g-0", seq))
+    await buffer.seal("g-0", 1, Outcome(kind="timeout", detail="9 s"))
+    assert await buffer.next_to_judge("judge") == (spec("g", 0, 2), 1, Outcome(kind="timeout", detail="9 s"))
+    assert await buffer.next_to_judge("judge") is None
+    assert await buffer.verdict("g-0", 1, Verdict(score=0.1))
+    assert await buffer.next_group_to_close() is None
+    assert await buffer.drop("g-1", "image is gone", epoch=1)
+    assert await buffer.next_group_to_close() == "g"
+
+    judged, dropped = await buffer.group("g")
+    assert judged[:3] == (spec("g", 0, 2), Outcome(kind="timeout", detail="9 s"), Verdict(score=0.1))
+    assert [encode(s) for s in judged.segments] == [encode(segment("g-0", seq)) for seq in range(3)]
+    assert dropped == (spec("g", 1, 2), None, None, [])
+
+    assert await buffer.close_group("g", [window("g", 0), window("g", 1)])
+    assert await buffer.ready() == (2, 9, 1)
+    refs = await buffer.lease(0, 1, max_staleness=4)
+    assert refs[1] == refs[1].of(window("g", 1)) and refs[1].n_tokens == 5 and refs[1].n_targets == 2
+    found = await buffer.windows(["g/w1", "g/w0"])
+    assert [encode(w) for w in found] == [encode(window("g", 1)), encode(window("g", 0))]
+    assert await buffer.leased_steps() == [0]
+    assert await buffer.commit(0) == 1 and await buffer.leased_steps() == []
+    assert await buffer.consumed() == ["g"] and [r.id for r in await buffer.refs("g")] == ["g/w0", "g/w1"]
+    counts = await buffer.counts()
+    assert counts.outcomes == {"train": {"timeout": 1}, "eval": {}} and counts.drops == {"image is gone": 1}
+    assert counts.states == {"judged": 1, "dropped": 1} and counts.windows == {"consumed": 2}
+    assert await buffer.forget("g")
+    with pytest.raises(Unknown, match="window g/w0"):
+        await buffer.windows(["g/w0"])
+    assert not await buffer.admit(spec("g", 0, 2))
+
+
+async def test_forgetting_leaves_no_payload_behind(buffer: Buffer, server: EmbeddedRedis) -> None:
+    await judged(buffer, spec("g"))
+    await buffer.close_group("g", [window("g", 0), window("g", 1, version=-9)])
+    await buffer.lease(0, 1, max_staleness=4)
+    await buffer.commit(0)
+    await buffer.forget("g")
+    client = redis.Redis(unix_socket_path=server.url.removeprefix("unix://"), decode_responses=True)
+    left = {key.split("}:")[1] for key in client.scan_iter(f"klong:{{run-{next(RUNS) - 1}}}:*")}
+    kinds = {key.split(":")[0] for key in left}
+    assert kinds == {"n", "receipt", "order", "forgotten", "committed"}
+
+
+async def test_evaluation_goes_first(buffer: Buffer) -> None:
+    for one in (spec("t0"), spec("e0", purpose="eval"), spec("t1"), spec("e1", purpose="eval")):
+        await buffer.admit(one)
+    claims = [await buffer.claim("actor") for _ in range(4)]
+    assert [claim.spec.group for claim in claims] == ["e0", "e1", "t0", "t1"]
+    for claim in claims[::-1]:
+        await buffer.seal(claim.spec.id, claim.epoch, Outcome(kind="submitted"))
+    order = [(await buffer.next_to_judge("judge")).spec.group for _ in range(4)]
+    assert order == ["e0", "e1", "t0", "t1"]
+
+
+async def test_a_requeued_episode_keeps_its_place_and_counts_its_failures(buffer: Buffer) -> None:
+    for group in ("a", "b"):
+        await buffer.admit(spec(group))
+    claim = await buffer.claim("actor")
+    await buffer.append("a-0", 1, segment("a-0", 0))
+    assert await buffer.requeue("a-0", claim.epoch, "engine died", keep_segments=True) == 1
+    assert await buffer.claim("actor") == (spec("a"), 2)
+    assert [s.seq for s in await buffer.segments("a-0")] == [0]
+    with pytest.raises(StaleEpoch, match="epoch 1 doesn't hold it"):
+        await buffer.append("a-0", 1, segment("a-0", 1))
+    await buffer.append("a-0", 2, segment("a-0", 1))
+    assert await buffer.requeue("a-0", 2, "sandbox died") == 2
+    view = await buffer.episode("a-0")
+    assert (view.state, view.epoch, view.failures, view.n_segments) == ("queued", 2, 2, 0)
+    assert await buffer.requeue_running("restart") == 0
+    assert (await buffer.counts()).requeues == {"engine died": 1, "sandbox died": 1}
+
+
+async def test_the_episode_of_a_dead_judge_comes_back(buffer: Buffer) -> None:
+    await buffer.admit(spec("g"))
+    await buffer.claim("actor")
+    await buffer.seal("g-0", 1, Outcome(kind="submitted"))
+    assert await buffer.next_to_judge("judge-0", visible_s=0.3)
+    assert await buffer.next_to_judge("judge-1") is None
+    await asyncio.sleep(0.35)
+    assert (await buffer.next_to_judge("judge-1")).spec.id == "g-0"
+    assert (await buffer.episode("g-0")).owner == "judge-1"
+    assert await buffer.verdict("g-0", 1, Verdict(score=1.0))
+    assert not await buffer.verdict("g-0", 1, Verdict(score=0.0))
+    assert (await buffer.episode("g-0")).verdict.score == 1.0
+
+
+async def test_many_actors_get_each_episode_once(buffer: Buffer, server: EmbeddedRedis) -> None:
+    for i in range(100):
+        await buffer.admit(spec(f"g{i}"))
+    address = BufferAddress(server.url, f"run-{next(RUNS) - 1}")
+    others = [await Buffer.connect(pickle.loads(pickle.dumps(address))) for _ in range(4)]
+    claims = await asyncio.gather(*(other.claim(f"a{i}") for other in others for i in range(30)))
+    for other in others:
+        await other.close()
+    got = [claim.spec.id for claim in claims if claim]
+    assert len(got) == 100 == len(set(got))
+
+
+async def test_the_learner_comes_back_to_what_it_had_not_saved(buffer: Buffer) -> None:
+    for name in "abcd":
+        await judged(buffer, spec(name))
+        await buffer.close_group(name, [window(name, 0)])
+    leases = [[ref.group for ref in await buffer.lease(step, 1, max_staleness=9)] for step in range(3)]
+    assert leases == [["a"], ["b"], ["c"]]
+    assert await buffer.commit(0) == 1
+    assert await buffer.rollback(0) == 2  # restored from the checkpoint of step 0
+    assert [ref.group for ref in await buffer.lease(1, 2, max_staleness=9)] == ["b", "c"]
+    assert [ref.group for ref in await buffer.lease(2, 1, max_staleness=9)] == ["d"]
+    assert await buffer.lease(3, 1, max_staleness=9) == []
+
+
+async def test_what_is_too_stale_is_dropped_and_counted(buffer: Buffer) -> None:
+    for name in "ab":
+        await judged(buffer, spec(name))
+    await buffer.close_group("a", [window("a", 0, version=0), window("a", 1, version=3)])
+    await buffer.close_group("b", [window("b", 0, version=4)])
+    assert await buffer.publish_version(floor=4) == 5
+    assert [ref.id for ref in await buffer.lease(0, 2, max_staleness=2)] == ["a/w1", "b/w0"]
+    assert (await buffer.counts()).windows == {"leased": 2, "stale": 1}
+    assert await buffer.ready() == (0, 0, 0)
+
+
+async def test_evaluation_scores_outlive_the_episodes(buffer: Buffer) -> None:
+    await judged(buffer, spec("eval-s1-a", purpose="eval"), score=0.25)
+    await judged(buffer, spec("eval-s2-a", 0, 2, "eval"), spec("eval-s2-a", 1, 2, "eval"), score=0.1)
+    for _ in range(2):
+        await buffer.close_group(await buffer.next_group_to_close(), [])
+    await buffer.forget("eval-s2-a")
+    assert await buffer.scores("eval-s2") == {"eval-s2-a-0": 0.1, "eval-s2-a-1": 0.1}
+    assert await buffer.scores() == {"eval-s1-a-0": 0.25, "eval-s2-a-0": 0.1, "eval-s2-a-1": 0.1}
+
+
+async def test_no_answer_is_an_error_that_says_so(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r"connect: waited 0.5 s for Redis at unix://.*nothing.sock \(last error"):
+        await Buffer.connect(BufferAddress(f"unix://{tmp_path}/nothing.sock", "run", deadline_s=0.5))
+    assert time.monotonic() - started < 2
+
+
+async def test_a_server_that_hangs_is_left_at_the_deadline(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        async with await Buffer.connect(BufferAddress(server.url, "run", deadline_s=0.5)) as buffer:
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(Unavailable, match="admit: waited 0.5 s"):
+                    await buffer.admit(spec("g"))
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await buffer.admit(spec("g"))
+            assert (await buffer.counts()).states == {"queued": 1}
+
+
+async def test_a_wrong_password_is_not_retried_and_not_shown(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with redis_server(tmp_path, "--port", str(port), "--requirepass", "right"):
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="refuses the log-in") as found:
+            await Buffer.connect(BufferAddress(f"redis://:wrong@127.0.0.1:{port}", "run"))
+        assert time.monotonic() - started < 5 and "wrong" not in str(found.value).replace("WRONGPASS", "")
+        async with await Buffer.connect(BufferAddress(f"redis://:right@127.0.0.1:{port}", "run")) as buffer:
+            assert await buffer.policy_version() == 0
+
+
+async def test_a_redis_that_evicts_is_refused(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--port", "0", "--maxmemory-policy", "allkeys-lru") as url:
+        with pytest.raises(Unavailable, match="allkeys-lru.*set it to noeviction"):
+            await Buffer.connect(BufferAddress(url, "run"))
+
+
+async def test_at_the_memory_limit_new_episodes_wait_and_the_others_free_memory(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path, maxmemory_mb=8) as server:
+        async with await Buffer.connect(BufferAddress(server.url, "run")) as buffer:
+            await buffer.admit(spec("a", 0))
+            await buffer.admit(spec("b", 0))
+            await buffer.claim("actor")
+            seqs = itertools.count()
+            used, limit = await buffer.memory()
+            while used <= limit:
+                await buffer.append("a-0", 1, segment("a-0", next(seqs), observation_tokens=20_000))
+                used, limit = await buffer.memory()
+                assert limit == 8 << 20
+            with pytest.raises(Full, match="claim: .* is at its memory limit; wait for training"):
+                await buffer.claim("actor")
+            with pytest.raises(Full):
+                await buffer.admit(spec("c"))
+
+            await buffer.append("a-0", 1, segment("a-0", next(seqs)))
+            await buffer.seal("a-0", 1, Outcome(kind="submitted"))
+            assert (await buffer.next_to_judge("judge")).spec.id == "a-0"
+            await buffer.verdict("a-0", 1, Verdict(score=1.0))
+            assert len((await buffer.group("a"))[0].segments) == next(seqs)
+            await buffer.close_group("a", [window("a", 0)])
+            await buffer.lease(0, 1, max_staleness=9)
+            await buffer.publish_version()
+            await buffer.rollback(-1)
+            await buffer.lease(0, 1, max_staleness=9)
+            await buffer.commit(0)
+            await buffer.forget("a")
+            assert (await buffer.claim("actor")).spec.id == "b-0"
+
+
+async def test_all_keys_of_a_run_lie_in_one_slot_of_a_cluster(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cluster = ("--cluster-enabled", "yes", "--port", str(port), "--cluster-port", str(port % 50_000 + 10_000))
+    with redis_server(tmp_path, *cluster) as url:
+        client = redis.Redis(unix_socket_path=url.removeprefix("unix://"), decode_responses=True)
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)  # the client waits until the cluster is up
+        async with await Buffer.connect(BufferAddress(url, "run")) as buffer:
+            for name in "ab":
+                await judged(buffer, spec(name))
+                await buffer.close_group(name, [window(name, 0), window(name, 1)])
+            await buffer.lease(0, 1, max_staleness=9)
+            assert len(await buffer.windows(["a/w0", "b/w1"])) == 2
+            await buffer.commit(0)
+            await buffer.forget("a")
+        keys = list(client.scan_iter())
+        assert keys and {client.execute_command("CLUSTER", "KEYSLOT", key) for key in keys} == {
+            client.execute_command("CLUSTER", "KEYSLOT", "klong:{run}:version")
+        }
