@@ -1,0 +1,178 @@
+"""A shell kept open over two byte lanes: framing and capping, which are pure, and the calls over a stream.
+
+One call goes out as shell text that ends in a function of `sandboxes.shell.SUPERVISOR`. Its reply is whatever comes
+back on the call's lane up to the end mark
+
+    RS nonce SP status RS        RS = 0x1e, nonce = 16 hex digits drawn for this call
+
+The nonce reaches the supervising shell through its stdin alone, so a command's output can't forge the mark by
+accident, nor by echoing what it sees. There are two lanes because processes left in the background keep writing to
+the terminal: file contents travel on a lane of their own, where no command can write into them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shlex
+from typing import NamedTuple, Protocol
+
+TERMINAL = 1  # what commands print, and the end mark of a command
+DATA = 2  # file contents and replies of the supervisor
+BACKLOG_BYTES = 1 << 16  # of what background processes print between two commands; as much as a pipe holds
+
+_RS = b"\x1e"
+
+
+class Stream(Protocol):
+    """A duplex byte stream to a shell with two lanes back."""
+
+    async def send(self, data: bytes) -> None:
+        """Write all of `data` to the shell's stdin; OSError when the shell is gone."""
+
+    async def recv(self) -> tuple[int, bytes] | None:
+        """The next bytes and their lane; None when the shell is gone."""
+
+    def close(self) -> None:
+        """Let go of the stream. Idempotent."""
+
+
+class Reply(NamedTuple):
+    status: int
+    output: bytes
+    truncated: bool
+
+
+class ChannelLost(Exception):
+    """The shell died (`silent` false) or gave no reply within its deadline (`silent` true) in the middle of a call."""
+
+    def __init__(self, reason: str, *, silent: bool, output: bytes = b"", truncated: bool = False) -> None:
+        super().__init__(reason)
+        self.silent, self.output, self.truncated = silent, output, truncated
+
+
+class Capture:
+    """The first and the last `limit / 2` bytes of a stream of any length, in memory of `2 * limit` at most."""
+
+    def __init__(self, limit: int) -> None:
+        self._head_room = limit - limit // 2
+        self._tail_limit = limit // 2
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._total = 0
+
+    def add(self, data: bytes) -> None:
+        self._total += len(data)
+        room = self._head_room - len(self._head)
+        self._head += data[:room]
+        rest = data[room:]
+        self._tail += rest[max(0, len(rest) - self._tail_limit) :]
+        if len(self._tail) > 2 * self._tail_limit:  # in bulk: each byte is moved once or twice, not once per chunk
+            self._trim()
+
+    def _trim(self) -> None:
+        del self._tail[: max(0, len(self._tail) - self._tail_limit)]
+
+    @property
+    def truncated(self) -> bool:
+        return self._total > self._head_room + self._tail_limit
+
+    def value(self) -> bytes:
+        self._trim()
+        if not self.truncated:
+            return bytes(self._head + self._tail)
+        missing = self._total - len(self._head) - len(self._tail)
+        return bytes(self._head) + b"\n[... %d bytes left out ...]\n" % missing + bytes(self._tail)
+
+
+class ReplyReader:
+    """Takes a lane's bytes in chunks of any size; keeps what precedes the end mark of one call."""
+
+    def __init__(self, nonce: str, limit: int) -> None:
+        self._mark = _RS + nonce.encode() + b" "
+        self._pending = b""
+        self._capture = Capture(limit)
+        self.rest = b""  # what came after the mark: the background's
+
+    def feed(self, data: bytes) -> int | None:
+        """The call's status once its end mark is complete, None before that."""
+        pending = self._pending + data
+        start = pending.find(self._mark)
+        if start < 0:  # a mark may have begun in the last bytes
+            keep_from = max(0, len(pending) - len(self._mark) + 1)
+        else:
+            end = pending.find(_RS, start + len(self._mark))
+            if end >= 0:
+                self._capture.add(pending[:start])
+                self._pending, self.rest = b"", pending[end + 1 :]
+                return int(pending[start + len(self._mark) : end])
+            keep_from = start
+        self._capture.add(pending[:keep_from])
+        self._pending = pending[keep_from:]
+        return None
+
+    def output(self) -> tuple[bytes, bool]:
+        """The bytes kept so far, and whether some were left out."""
+        if self._pending:  # the call was cut: no mark is coming
+            self._capture.add(self._pending)
+            self._pending = b""
+        return self._capture.value(), self._capture.truncated
+
+
+class Channel:
+    """Calls to one supervising shell, one at a time. `broken` once a call was cut short: it can't be used again."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._backlog = b""
+        self.broken = False
+
+    async def call(
+        self, function: str, *args: str, deadline_s: float, lane: int, limit: int = 1 << 16, before: bytes = b""
+    ) -> Reply:
+        """Send `before`, then call a shell function with a fresh nonce and `args`, any text but NUL each.
+
+        Raises ChannelLost when the shell dies or gives no reply within `deadline_s` seconds.
+        """
+        nonce = secrets.token_hex(8)
+        reader = ReplyReader(nonce, limit)
+        line = " ".join([function, nonce, *map(shlex.quote, args)]) + "\n"
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._stream.send(before + line.encode("utf-8", "replace"))
+                status = await self._reply(reader, lane)
+        except TimeoutError:
+            self.close()
+            raise self._lost(reader, f"no reply to {function} within {deadline_s:g} s", silent=True) from None
+        except OSError as error:
+            self.close()
+            raise self._lost(reader, f"the shell died during {function}: {error}", silent=False) from error
+        except BaseException:  # cancelled: the reply is still to come, so nothing after it could be told apart
+            self.close()
+            raise
+        return Reply(status, *reader.output())
+
+    async def _reply(self, reader: ReplyReader, lane: int) -> int:
+        if lane == TERMINAL:
+            reader.feed(self._backlog)
+            self._backlog = b""
+        while (chunk := await self._stream.recv()) is not None:
+            came_on, data = chunk
+            if came_on != lane:
+                if came_on == TERMINAL:
+                    self._backlog = (self._backlog + data)[-BACKLOG_BYTES:]
+                continue
+            status = reader.feed(data)
+            if status is not None:
+                if lane == TERMINAL:
+                    self._backlog = reader.rest[-BACKLOG_BYTES:]
+                return status
+        raise ConnectionResetError("its stream ended")
+
+    def _lost(self, reader: ReplyReader, reason: str, *, silent: bool) -> ChannelLost:
+        output, truncated = reader.output()
+        return ChannelLost(reason, silent=silent, output=output, truncated=truncated)
+
+    def close(self) -> None:
+        self.broken = True
+        self._stream.close()

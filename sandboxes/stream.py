@@ -1,0 +1,62 @@
+"""The socket of an attached container or exec, as a `sandboxes.channel.Stream`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from sandboxes.base import InfrastructureFailure
+
+RECV_BYTES = 1 << 16
+_HEADER = 8  # lane, three zero bytes, big-endian uint32 size
+
+
+class Demux:
+    """Docker's framing of a stream without a terminal, taken in chunks of any size."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """(lane, payload) of each frame that `data` completes."""
+        self._pending += data
+        frames, at = [], 0
+        while len(self._pending) - at >= _HEADER:
+            size = int.from_bytes(self._pending[at + 4 : at + _HEADER], "big")
+            end = at + _HEADER + size
+            if len(self._pending) < end:
+                break
+            frames.append((self._pending[at], bytes(self._pending[at + _HEADER : end])))
+            at = end
+        del self._pending[:at]
+        return frames
+
+
+class AttachedStream:
+    """`sock` is what the SDK's `attach_socket` and `exec_start(socket=True)` return; the event loop drives it."""
+
+    def __init__(self, sock: Any) -> None:
+        self._owner = sock  # holds the HTTP response, whose collection would close the connection
+        self._sock: socket.socket = getattr(sock, "_sock", sock)
+        if not isinstance(self._sock, socket.socket) or hasattr(self._sock, "getpeercert"):
+            sock.close()
+            raise InfrastructureFailure("sandboxes need a Docker daemon on unix:// or tcp://, without TLS: tunnel it")
+        self._sock.setblocking(False)
+        self._demux = Demux()
+        self._frames: list[tuple[int, bytes]] = []
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def recv(self) -> tuple[int, bytes] | None:
+        while not self._frames:
+            data = await asyncio.get_running_loop().sock_recv(self._sock, RECV_BYTES)
+            if not data:
+                return None
+            self._frames = self._demux.feed(data)[::-1]
+        return self._frames.pop()
+
+    def close(self) -> None:
+        self._owner.close()
+        self._sock.close()

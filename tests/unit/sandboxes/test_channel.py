@@ -1,0 +1,146 @@
+"""Framing and capping: whatever the chunks, the reply is what was sent, and memory stays bounded."""
+
+import asyncio
+import re
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxes.channel import DATA, TERMINAL, Capture, Channel, ChannelLost, ReplyReader
+from sandboxes.stream import AttachedStream, Demux
+
+NONCE = "0123456789abcdef"
+
+
+def chunked(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
+@given(output=st.binary(max_size=200), status=st.integers(0, 255), rest=st.binary(), cuts=st.lists(st.integers(0, 999)))
+def test_reply_is_found_whatever_the_chunks(output, status, rest, cuts):
+    reader = ReplyReader(NONCE, limit=1000)
+    statuses = []
+    chunks = chunked(output + b"\x1e%s %d\x1e" % (NONCE.encode(), status), cuts)
+    chunks[-1] += rest
+    for chunk in chunks:
+        statuses.append(reader.feed(chunk))
+    assert statuses == [None] * (len(chunks) - 1) + [status]
+    assert reader.output() == (output, False)
+    assert reader.rest == rest
+
+
+def test_marks_of_other_calls_are_output():
+    reader = ReplyReader(NONCE, limit=1000)
+    other = b"\x1efedcba9876543210 0\x1e"
+    assert reader.feed(other) is None
+    assert reader.feed(b"\x1e" + NONCE.encode()) is None
+    assert reader.feed(b" 7\x1e") == 7
+    assert reader.output() == (other, False)
+
+
+@given(data=st.binary(max_size=300), limit=st.integers(2, 100), cuts=st.lists(st.integers(0, 999)))
+def test_capture_keeps_the_first_and_the_last_bytes(data, limit, cuts):
+    capture = Capture(limit)
+    for chunk in chunked(data, cuts):
+        capture.add(chunk)
+    kept = capture.value()
+    assert capture.truncated == (len(data) > limit)
+    if len(data) <= limit:
+        assert kept == data
+    else:
+        head, tail = limit - limit // 2, limit // 2
+        note = b"\n[... %d bytes left out ...]\n" % (len(data) - limit)
+        assert kept == data[:head] + note + data[len(data) - tail :]
+
+
+def test_capture_holds_a_flood_in_bounded_memory():
+    capture = Capture(1000)
+    for _ in range(1000):
+        capture.add(b"y\n" * 5000)
+        assert len(capture._head) + len(capture._tail) <= 2000
+    assert len(capture.value()) < 1100
+
+
+@given(
+    frames=st.lists(st.tuples(st.sampled_from([TERMINAL, DATA]), st.binary(max_size=50)), max_size=8),
+    cuts=st.lists(st.integers(0, 999)),
+)
+def test_demux_restores_frames_whatever_the_chunks(frames, cuts):
+    wire = b"".join(frame(lane, payload) for lane, payload in frames)
+    demux = Demux()
+    assert [parsed for chunk in chunked(wire, cuts) for parsed in demux.feed(chunk)] == frames
+
+
+def frame(lane: int, payload: bytes) -> bytes:
+    return bytes([lane, 0, 0, 0]) + len(payload).to_bytes(4, "big") + payload
+
+
+class Peer:
+    """The daemon's end of a socket pair: takes what a channel sends, answers in Docker's framing."""
+
+    def __init__(self) -> None:
+        ours, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)
+        self.channel = Channel(AttachedStream(ours))
+
+    async def answer(self, *chunks: tuple[int, bytes]) -> bytes:
+        """Wait for a call, answer it with `@` standing for its nonce; what was sent."""
+        loop = asyncio.get_running_loop()
+        sent = await loop.sock_recv(self._theirs, 1 << 16)
+        nonce = re.search(rb"\b[0-9a-f]{16}\b", sent)[0]
+        for lane, payload in chunks:
+            await loop.sock_sendall(self._theirs, frame(lane, payload.replace(b"@", nonce)))
+        return sent
+
+    def hang_up(self) -> None:
+        self._theirs.close()
+
+
+async def test_background_output_never_enters_file_contents_and_shows_with_the_next_command():
+    peer = Peer()
+    read, _ = await asyncio.gather(
+        peer.channel.call("read", deadline_s=5, lane=DATA),
+        peer.answer((TERMINAL, b"behind "), (DATA, b"file"), (TERMINAL, b"\x1e@ 9\x1e"), (DATA, b"\x1e@ 0\x1e")),
+    )
+    assert (read.status, read.output) == (0, b"file")
+    ran, _ = await asyncio.gather(
+        peer.channel.call("run", deadline_s=5, lane=TERMINAL), peer.answer((TERMINAL, b"mine\x1e@ 3\x1e"))
+    )
+    assert ran.status == 3
+    assert ran.output.startswith(b"behind ") and ran.output.endswith(b"mine")
+
+
+async def test_arguments_are_quoted_as_single_words():
+    peer = Peer()
+    _, sent = await asyncio.gather(
+        peer.channel.call("run", "it's $HOME\n`x`", deadline_s=5, lane=DATA, before=b"first\n"),
+        peer.answer((DATA, b"\x1e@ 0\x1e")),
+    )
+    assert sent.startswith(b"first\nrun ")
+    assert sent.endswith(b""" 'it'"'"'s $HOME\n`x`'\n""")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_lost_shell_breaks_the_channel_and_keeps_the_output(silent):
+    peer = Peer()
+    call = asyncio.create_task(peer.channel.call("run", deadline_s=0.2 if silent else 5, lane=TERMINAL))
+    await peer.answer((TERMINAL, b"so far"))
+    if not silent:
+        peer.hang_up()
+    with pytest.raises(ChannelLost) as lost:
+        await call
+    assert (lost.value.silent, lost.value.output) == (silent, b"so far")
+    assert peer.channel.broken
+
+
+async def test_a_cancelled_call_breaks_the_channel():
+    peer = Peer()
+    call = asyncio.create_task(peer.channel.call("run", deadline_s=5, lane=TERMINAL))
+    await peer.answer()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert peer.channel.broken
