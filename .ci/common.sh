@@ -13,7 +13,9 @@ die() {  # die PROBLEM REMEDY
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"
     elif command -v sudo >/dev/null; then sudo "$@"
-    else return 126
+    else
+        echo "neither root nor sudo: can't run $*" >&2
+        return 126
     fi
 }
 

@@ -18,7 +18,7 @@ wait_for_daemon() {  # wait_for_daemon [PID]: until it answers, PID ends, or WAI
 }
 
 check_permission() {
-    if docker ps -q 2>&1 | grep -qi 'permission denied'; then
+    if [[ $(docker ps -q 2>&1) == *"permission denied"* ]]; then
         die "the Docker daemon runs, but $(id -un) may not use it" \
             "run: sudo usermod -aG docker $(id -un) && newgrp docker   and then make again"
     fi
