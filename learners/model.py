@@ -1,0 +1,160 @@
+"""A Hugging Face folder as a Megatron-core model with its optimizer, and back.
+
+`build` makes the model through mbridge: HF config to GPTModel, in Megatron's DDP, under the distributed optimizer.
+`export` yields HF-named whole tensors, gathered over tensor and pipeline ranks; `save_hf` writes a folder that
+transformers loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from klong_rl.config import OptimizerConfig
+from klong_rl.errors import UserError
+from learners import cpu
+from learners.job import LearnerJob
+
+
+@dataclass(frozen=True)
+class Model:
+    """`chunks` is Megatron's list of model chunks (one, without virtual pipeline stages), each wrapped in DDP."""
+
+    bridge: Any
+    chunks: list[torch.nn.Module]
+    optimizer: Any
+    scheduler: Any
+
+    def unwrapped(self) -> list[torch.nn.Module]:
+        """The GPTModels themselves, without DDP and precision wrappers."""
+        from mbridge.core.util import unwrap_model
+
+        return unwrap_model(self.chunks)
+
+
+def read_hf_config(folder: str) -> dict[str, Any]:
+    """The folder's config.json; UserError if there is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"model={folder!r} is not a Hugging Face folder: {path} is missing")
+    return json.loads(path.read_text())
+
+
+def build(job: LearnerJob) -> Model:
+    """The model with the folder's weights, its optimizer and its schedule. Megatron's parallel state must be set up."""
+    config = job.learner
+    bridge = _bridge(job)
+    half = config.dtype == "bfloat16"
+    # mbridge prints the parameter count to stdout, which belongs to the program's progress.
+    with contextlib.redirect_stdout(io.StringIO()):
+        chunks = bridge.get_model(
+            wrap_with_ddp=True,
+            bf16=half,
+            ddp_config={
+                "use_distributed_optimizer": True,
+                "grad_reduce_in_fp32": True,
+                "check_for_nan_in_grad": True,
+            },
+        )
+    bridge.load_weights(chunks, job.model)
+    optimizer = _optimizer(config.optimizer, chunks, half)
+    if config.device == "cpu":
+        cpu.mend_adam_state(optimizer)
+    return Model(bridge, chunks, optimizer, _scheduler(config.optimizer, optimizer))
+
+
+def _bridge(job: LearnerJob) -> Any:
+    from mbridge import AutoBridge
+    from megatron.core.distributed import finalize_model_grads
+    from transformers import AutoConfig
+
+    hf_config = AutoConfig.from_pretrained(job.model)
+    # transformers 5 keeps the base in rope_parameters; mbridge 0.15 reads the attribute of transformers 4.
+    rope = getattr(hf_config, "rope_parameters", None)
+    if rope and not hasattr(hf_config, "rope_theta"):
+        hf_config.rope_theta = rope["rope_theta"]
+    bridge = AutoBridge.from_config(hf_config, dtype=getattr(torch, job.learner.dtype))
+    on_cpu = job.learner.device == "cpu"
+    bridge.set_extra_args(
+        # Gradients are divided once, by the sum of the objective's weights over all micro-batches and ranks.
+        calculate_per_token_loss=True,
+        finalize_model_grads_func=finalize_model_grads,
+        # The sampler drops nothing, so neither may the learner: their log-probs must agree.
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        **(cpu.TRANSFORMER_CONFIG if on_cpu else {}),
+    )
+    if on_cpu:
+        cpu.use_local_layers(bridge)
+    return bridge
+
+
+def _optimizer(settings: OptimizerConfig, chunks: list[torch.nn.Module], half: bool) -> Any:
+    """Distributed AdamW; Megatron decays no biases and no norms."""
+    from megatron.core import optimizer as megatron_optimizer
+
+    optimizer = megatron_optimizer.get_megatron_optimizer(
+        megatron_optimizer.OptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=0.0,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.eps,
+            clip_grad=settings.clip_grad,
+            bf16=half,
+            params_dtype=torch.bfloat16 if half else torch.float32,
+            use_distributed_optimizer=True,
+        ),
+        chunks,
+    )
+    for chunk in chunks:
+        chunk.config.grad_scale_func = optimizer.scale_loss
+    return optimizer
+
+
+def _scheduler(settings: OptimizerConfig, optimizer: Any) -> Any:
+    """A linear warm-up, then a constant rate."""
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.lr,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=max(settings.warmup_steps + 1, 1),
+        lr_decay_style="constant",
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+
+
+@torch.no_grad()
+def export(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
+    """HF name and whole tensor of every parameter. A collective: all ranks must run it to its end."""
+    for name, tensor in model.bridge.export_weights(model.chunks):
+        yield name, tensor.detach()
+
+
+def save_hf(source: str, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write `tensors` into `folder` beside the config and tokenizer files of `source`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in Path(source).iterdir():
+        if path.is_file() and not path.name.startswith(("model", "pytorch_model")):
+            shutil.copy2(path, folder / path.name)
+    contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,33 @@
+"""The policy that a KL term holds the trained one near: the weights the model had when this was made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from learners.model import Model
+
+
+class Reference:
+    """A copy of this rank's shard of the weights, swapped in for a forward pass."""
+
+    def __init__(self, model: Model):
+        self._parameters = [parameter for chunk in model.chunks for parameter in chunk.parameters()]
+        self._weights = [parameter.detach().clone() for parameter in self._parameters]
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """While inside, the model is the reference; afterwards it is bit for bit what it was."""
+        trained = [parameter.detach().clone() for parameter in self._parameters]
+        self._set(self._weights)
+        try:
+            yield
+        finally:
+            self._set(trained)
+
+    @torch.no_grad()
+    def _set(self, weights: list[torch.Tensor]) -> None:
+        for parameter, weight in zip(self._parameters, weights, strict=True):
+            parameter.copy_(weight)

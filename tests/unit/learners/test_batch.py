@@ -1,0 +1,122 @@
+"""Planning and collating: every target once, within the budget, equally many micro-batches on each rank."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klong_rl.buffer.records import WindowRef
+from klong_rl.types import Window
+from learners.batch import collate, padded, plan
+
+
+def window(name, targets, versions=None, advantage=1.0, first_token=10):
+    """Tokens first_token, first_token + 1, ...; the log-prob of a target is -token / 100."""
+    targets_T = np.array(targets, np.uint8)
+    tokens_T = np.arange(first_token, first_token + len(targets), dtype=np.int32)
+    return Window(
+        id=name,
+        episode="e",
+        group="g",
+        stage=1,
+        tokens_T=tokens_T,
+        targets_T=targets_T,
+        logprobs_T=(-tokens_T / 100 * targets_T).astype(np.float32),
+        versions=versions if versions is not None else ((0, int(targets_T.sum())),),
+        advantage=advantage,
+    )
+
+
+def ref(name, n_tokens):
+    return WindowRef(name, n_tokens, 1, 0, 1, "g")
+
+
+@st.composite
+def windows(draw):
+    """Windows of 2 to 40 tokens whose first token is context, each token unique over all windows."""
+    made, token = [], 1
+    for i in range(draw(st.integers(1, 30))):
+        targets = [0, *draw(st.lists(st.integers(0, 1), min_size=1, max_size=39))]
+        made.append(window(f"w{i}", targets, first_token=token))
+        token += len(targets)
+    return made
+
+
+@given(windows(), st.integers(1, 4), st.integers(40, 200), st.sampled_from([1, 8]))
+def test_every_target_is_trained_exactly_once_within_the_budget(made, ranks, budget, pad_to):
+    by_id = {w.id: w for w in made}
+    shares = plan([WindowRef(w.id, len(w.tokens_T), 1, 0, 1, "g") for w in made], ranks, budget, pad_to)
+    assert len(shares) == ranks
+    assert len({len(share) for share in shares}) == 1, "ranks differ in their number of micro-batches"
+    trained = []
+    for share in shares:
+        for ids in share:
+            batch = collate([by_id[i] for i in ids], pad_to)
+            if ids:
+                assert batch.tokens_BT.size <= budget
+            trained += batch.labels_BT[batch.mask_BT > 0].tolist()
+    wanted = [token for w in made for token in w.tokens_T[w.targets_T == 1].tolist()]
+    assert sorted(trained) == sorted(wanted)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 4), st.randoms())
+def test_the_plan_depends_on_the_windows_and_not_on_their_order(lengths, ranks, random):
+    refs = [ref(f"w{i}", n) for i, n in enumerate(lengths)]
+    shuffled = random.sample(refs, len(refs))
+    assert plan(refs, ranks, 128, 8) == plan(shuffled, ranks, 128, 8)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(2, 4))
+def test_ranks_get_about_the_same_tokens(lengths, ranks):
+    refs = [ref(f"w{i}", n) for i, n in enumerate(lengths)]
+    n_tokens = {r.id: r.n_tokens for r in refs}
+    load = [sum(n_tokens[i] for ids in share for i in ids) for share in plan(refs, ranks, 128, 1)]
+    assert max(load) - min(load) <= max(lengths)
+
+
+def test_a_rank_short_of_windows_gets_empty_micro_batches():
+    shares = plan([ref("a", 10), ref("b", 10), ref("c", 10)], ranks=2, token_budget=16, pad_to=16)
+    assert sorted(len(ids) for ids in shares[0] + shares[1]) == [0, 1, 1, 1]
+
+
+def test_an_empty_micro_batch_has_a_row_and_no_target():
+    batch = collate([], pad_to=8)
+    assert batch.tokens_BT.shape == (1, 8)
+    assert batch.mask_BT.sum() == 0
+
+
+def test_a_window_over_the_budget_is_refused_with_its_numbers():
+    with pytest.raises(ValueError, match=r"w0 takes 112 tokens padded to 16, more than token_budget=100"):
+        plan([ref("w0", 100)], ranks=1, token_budget=100, pad_to=16)
+
+
+def test_an_id_that_comes_twice_is_refused():
+    with pytest.raises(ValueError, match="twice.*w0"):
+        plan([ref("w0", 4), ref("w0", 4)], ranks=1, token_budget=100, pad_to=16)
+
+
+def test_position_t_speaks_of_the_token_at_t_plus_1():
+    batch = collate([window("w", [0, 0, 1, 1, 0, 1], versions=((3, 2), (4, 1)), advantage=-2.0)], pad_to=8)
+    assert batch.tokens_BT.tolist() == [[10, 11, 12, 13, 14, 15, 0, 0]]
+    assert batch.labels_BT.tolist() == [[11, 12, 13, 14, 15, 0, 0, 0]]
+    assert batch.mask_BT.tolist() == [[0, 1, 1, 0, 1, 0, 0, 0]]
+    assert batch.versions_BT.tolist() == [[-1, 3, 3, -1, 4, -1, -1, -1]]
+    assert batch.positions_BT.tolist() == [list(range(8))]
+    np.testing.assert_allclose(batch.sampler_logprobs_BT[0], [0, -0.12, -0.13, 0, -0.15, 0, 0, 0], rtol=1e-6)
+    assert batch.advantages_B.tolist() == [-2.0]
+
+
+def test_a_first_token_as_target_is_refused():
+    with pytest.raises(ValueError, match="first token"):
+        collate([window("w", [1, 0])], pad_to=8)
+
+
+def test_versions_that_do_not_count_the_targets_are_refused():
+    with pytest.raises(ValueError, match="has 1 targets, its version runs count 2"):
+        collate([window("w", [0, 1], versions=((0, 2),))], pad_to=8)
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_padded_is_the_next_multiple(n_tokens, pad_to):
+    row = padded(n_tokens, pad_to)
+    assert row % pad_to == 0 and row - pad_to < n_tokens <= row

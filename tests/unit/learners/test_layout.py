@@ -1,0 +1,40 @@
+"""A layout that doesn't fit is refused with the numbers, before anything starts."""
+
+import pytest
+
+from klong_rl.errors import UserError
+from learners.layout import ParallelLayout
+
+MODEL = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 6, "vocab_size": 512}
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (ParallelLayout(tensor=3), "layout.tensor=3 does not divide num_attention_heads=8"),
+        (ParallelLayout(tensor=8), "layout.tensor=8 does not divide num_key_value_heads=4"),
+        (ParallelLayout(pipeline=4), "layout.pipeline=4 does not divide num_hidden_layers=6"),
+        (ParallelLayout(expert=2, data=2), "layout.expert=2 does not divide the number of experts=1"),
+        (ParallelLayout(context=2), "layout.context=2"),
+        (ParallelLayout(data=0), "layout.data=0 must be at least 1"),
+    ],
+)
+def test_refusal_names_the_numbers(layout, message):
+    with pytest.raises(UserError, match=message):
+        layout.check(MODEL, pad_to=16)
+
+
+def test_rows_must_split_over_tensor_ranks():
+    with pytest.raises(UserError, match="layout.tensor=4 does not divide pad_to=2"):
+        ParallelLayout(tensor=4).check(MODEL, pad_to=2)
+
+
+def test_experts_must_fit_the_ranks():
+    with pytest.raises(UserError, match="layout.expert=4 does not divide layout.tensor x layout.data=2"):
+        ParallelLayout(expert=4, data=2).check(MODEL | {"num_experts": 8}, pad_to=16)
+
+
+def test_a_fitting_layout_passes():
+    layout = ParallelLayout(tensor=4, pipeline=3, data=2)
+    layout.check(MODEL, pad_to=16)
+    assert layout.world == 24

@@ -1,0 +1,26 @@
+"""Metrics of a step, merged over ranks."""
+
+import pytest
+
+from learners.step import merge
+
+
+def part(loss_sum, tokens, gap_sum, gap_tokens, gap_max, ratio, seconds):
+    sums = {"loss_sum": loss_sum, "weight": tokens, "action_tokens": tokens, "windows": 1.0, "gap_sum": gap_sum}
+    maxima = {"logprob_gap_max": gap_max, "grad_norm": 2.0, "forward_backward_s": seconds}
+    return {"sums": sums | {"gap_tokens": gap_tokens, "ratio_mean": ratio}, "maxima": maxima}
+
+
+def test_means_are_over_the_tokens_of_all_ranks():
+    metrics = merge([part(3.0, 10.0, 1.0, 4.0, 0.5, 10.0, 1.0), part(1.0, 30.0, 0.0, 0.0, 0.1, 33.0, 2.0)])
+    assert metrics["loss"] == pytest.approx(4 / 40)
+    assert metrics["ratio_mean"] == pytest.approx(43 / 40)
+    assert metrics["logprob_gap_mean"] == pytest.approx(1 / 4)
+    assert (metrics["action_tokens"], metrics["windows"], metrics["logprob_gap_tokens"]) == (40, 2, 4)
+    assert (metrics["logprob_gap_max"], metrics["grad_norm"], metrics["forward_backward_s"]) == (0.5, 2.0, 2.0)
+
+
+def test_ranks_without_logits_add_nothing_but_their_times():
+    whole = merge([part(3.0, 10.0, 1.0, 4.0, 0.5, 10.0, 1.0), {"sums": {}, "maxima": {"forward_backward_s": 5.0}}])
+    assert whole["loss"] == pytest.approx(0.3)
+    assert whole["forward_backward_s"] == 5.0
