@@ -43,12 +43,13 @@ UPLOAD_BYTES = 768 * 1024  # of a tar file in one shell word, 1 MiB as base64: b
 KILLED = 128 + 9
 NOT_A_FILE = 66  # EX_NOINPUT
 
-# `true > file`, not `: > file`: where a redirection of a special built-in fails, a POSIX shell exits.
+# POSIX's corners: dash takes `kill -s KILL -- -N` and `kill -0 -N` but not `kill -KILL -- -N`; and
+# `true > file` is not `: > file`, since a POSIX shell exits where the redirection of a special built-in fails.
 SUPERVISOR = r"""
 exec 3>&2 2>/dev/null
 klong_end() { printf '\036%s %s\036' "$1" "$2"; }
 klong_open() {
-  if read -r klong_group < "$klong_running"; then kill -KILL -- "-$klong_group"; fi
+  if read -r klong_group < "$klong_running"; then kill -s KILL -- "-$klong_group"; fi
   command -v timeout && command -v base64 && command -v tar && cd "$klong_work"
   klong_end "$1" $? >&3
 } >/dev/null
@@ -63,7 +64,7 @@ klong_exec() {
 klong_gone() {  # a killed process may still be printing: wait for its group, 2 s at most
   read -r klong_group < "$klong_running"
   klong_tries=0
-  while [ $klong_tries -lt 200 ] && kill -0 -- "-$klong_group"; do
+  while [ $klong_tries -lt 200 ] && kill -0 "-$klong_group"; do
     sleep 0.01
     klong_tries=$((klong_tries + 1))
   done

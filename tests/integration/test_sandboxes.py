@@ -212,8 +212,17 @@ async def test_another_owner_adopts_the_sandbox_and_ends_its_command(factory, sa
     adopted = await factory.adopt("episode/1")
     assert await alive(adopted, "sleep 4324") == 0
     assert (await run(adopted, "echo $A; cat file")).output == "kept\n1\n"
-    running.cancel()
+    assert (await running).exit_code == 137
     assert await factory.adopt("never-made") is None
+
+
+async def test_a_released_sandbox_is_there_to_adopt(factory, sandbox):
+    await run(sandbox, "cd /; export A=kept; sleep 4325 & echo 1")
+    await sandbox.release()
+    await sandbox.release()
+    adopted = await factory.adopt("episode/1")
+    assert (await run(adopted, "pwd; echo $A")).output == "/\nkept\n"
+    assert await alive(adopted, "sleep 4325") == 1
 
 
 async def test_reap_removes_what_is_not_kept_and_close_is_idempotent(factory, sandbox):

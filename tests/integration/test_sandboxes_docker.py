@@ -1,0 +1,170 @@
+"""What Docker adds: the hardening seen from inside, restarts, adoption across processes, clear errors."""
+
+import subprocess
+import sys
+import uuid
+
+import docker
+import pytest
+
+from klong_rl.failures import InfrastructureFailure, TaskFailure
+from klong_rl.types import Limits
+from sandboxes.docker import DockerSandboxes, preflight
+
+pytestmark = pytest.mark.integration
+
+IMAGE = "klong-sandbox"
+LIMITS = Limits(memory_mb=64, pids=32, disk_mb=16)
+NOWHERE = "unix:///nowhere/docker.sock"
+
+
+@pytest.fixture
+async def factory():
+    made = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}")
+    yield made
+    await made.reap(keep=set())
+    await made.close()
+
+
+@pytest.fixture
+async def sandbox(factory):
+    return await factory.create("e", 1, IMAGE, LIMITS)
+
+
+@pytest.fixture
+def client():
+    made = docker.DockerClient.from_env()
+    yield made
+    made.close()
+
+
+async def run(sandbox, command, timeout_s=20.0):
+    return await sandbox.exec(command, timeout_s=timeout_s)
+
+
+def containers(client, factory):
+    return client.containers.list(all=True, filters={"label": f"klong.run={factory.run}"})
+
+
+async def test_inside_there_is_no_root_no_capability_and_no_network(sandbox):
+    assert (await run(sandbox, "id -un; pwd; ls /sys/class/net")).output == "agent\n/work\nlo\n"
+    status = (await run(sandbox, "grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status | tr -d '\\t'")).output
+    assert set(status.split()) == {"CapBnd:0000000000000000", "CapEff:0000000000000000", "NoNewPrivs:1"}
+    assert (await run(sandbox, "touch /etc/x")).exit_code != 0
+
+
+async def test_limits_hold_and_the_sandbox_outlives_them(sandbox):
+    memory = await run(sandbox, "head -c 200M /dev/zero | tail -c 200M | wc -c")
+    assert memory.exit_code is None or memory.output.strip() != str(200 << 20)
+    big = await run(sandbox, "head -c 32M /dev/zero > big; wc -c < big")
+    assert big.output.strip().splitlines()[-1] == str(16 << 20)
+    assert (await run(sandbox, "echo here")).output == "here\n"
+
+
+async def test_a_sandbox_full_of_processes_comes_back_with_its_files(sandbox):
+    await run(sandbox, "echo text > file; export A=kept")
+    await run(sandbox, "for i in $(seq 60); do sleep 4400 & done", timeout_s=5)
+    # Without a process to spare the shell can run nothing; it dies, and the sandbox is restarted, at the latest when
+    # files are asked for.
+    assert await sandbox.read("file") == b"text\n"
+    assert (await run(sandbox, "echo $A; kill -9 -1")).exit_code is None
+    assert (await run(sandbox, "cat file; echo $A")).output == "text\nkept\n"
+
+
+@pytest.mark.parametrize("command", ["kill -9 -1", "kill -TERM 1; sleep 5", "pkill -9 -f 'sh -s'; sleep 5"])
+async def test_the_agent_can_kill_all_it_sees_and_goes_on_with_its_files(sandbox, command):
+    await run(sandbox, "mkdir here && cd here && export A=kept && echo text > file")
+    result = await run(sandbox, command)
+    assert result.exit_code is None and not result.timed_out
+    assert (await run(sandbox, "pwd; echo $A; cat file")).output == "/work/here\nkept\ntext\n"
+
+
+async def test_a_container_that_was_stopped_is_started_again_by_its_owner_and_by_adoption(factory, sandbox, client):
+    await run(sandbox, "export A=kept")
+    client.containers.get(sandbox.name).kill()
+    assert (await run(sandbox, "echo $A")).exit_code is None  # sent into the void: not run twice
+    assert (await run(sandbox, "echo $A")).output == "kept\n"
+    client.containers.get(sandbox.name).kill()
+    adopted = await factory.adopt("e")
+    assert (await run(adopted, "echo $A")).output == "kept\n"
+
+
+async def test_a_container_that_is_gone_is_an_infrastructure_failure(sandbox, client):
+    client.containers.get(sandbox.name).remove(force=True)
+    with pytest.raises(InfrastructureFailure, match=f"{sandbox.name}.* gone"):
+        await run(sandbox, "true")
+
+
+ADOPT = """
+import asyncio, sys
+from sandboxes.docker import DockerSandboxes
+
+async def main():
+    factory = DockerSandboxes(sys.argv[1])
+    sandbox = await factory.adopt("e")
+    print((await sandbox.exec("cat /work/file; echo $A; pwd", timeout_s=10)).output)
+
+asyncio.run(main())
+"""
+
+
+async def test_another_process_adopts_the_newest_container_of_an_episode(factory, sandbox):
+    await run(sandbox, "echo old > file")
+    newer = await factory.create("e", 2, IMAGE, LIMITS)
+    await run(newer, "export A=kept; echo new > file; cd /tmp")
+    other = subprocess.run(
+        [sys.executable, "-c", ADOPT, factory.run], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert other.stdout.split() == ["new", "kept", "/tmp"]
+
+
+async def test_creating_the_same_epoch_again_replaces_what_a_lost_creation_left(factory, sandbox, client):
+    await run(sandbox, "echo old > file")
+    again = await factory.create("e", 1, IMAGE, LIMITS)
+    assert (await run(again, "ls")).output == ""
+    assert len(containers(client, factory)) == 1
+
+
+async def test_reap_leaves_other_runs_and_strangers_alone_and_close_leaves_nothing(factory, sandbox, client):
+    other = DockerSandboxes(factory.run + "-other")
+    theirs = await other.create("e", 1, IMAGE, LIMITS)
+    stranger = client.containers.create(IMAGE, "true")
+    try:
+        assert await factory.reap(keep=set()) == ["e"]
+        assert containers(client, factory) == []
+        assert (await run(theirs, "echo here")).output == "here\n"
+        stranger.reload()
+        await theirs.close()
+        assert containers(client, other) == []
+    finally:
+        stranger.remove()
+        await other.reap(keep=set())
+        await other.close()
+
+
+async def test_a_missing_image_is_named_with_its_remedy(factory, client):
+    await preflight(IMAGE)
+    for attempt in (preflight("no-such-image"), factory.create("x", 1, "no-such-image", LIMITS)):
+        with pytest.raises(InfrastructureFailure, match="no-such-image.*make image"):
+            await attempt
+    assert containers(client, factory) == []
+
+
+async def test_an_unreachable_daemon_is_named_with_its_remedy():
+    factory = DockerSandboxes("test", base_url=NOWHERE)
+    for attempt in (preflight(IMAGE, NOWHERE), factory.create("x", 1, IMAGE, LIMITS), factory.adopt("x")):
+        with pytest.raises(InfrastructureFailure, match=r"(?s)/nowhere/docker.sock.*systemctl start docker") as failure:
+            await attempt
+        assert "\n" not in str(failure.value)
+    await factory.close()
+
+
+async def test_an_image_that_cannot_work_is_the_tasks_failure_and_leaves_nothing(client):
+    factory = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}", workdir="/absent/directory", user="nobody")
+    # Docker makes a missing working directory, as root; the shell can stand in it, and nobody can't write there.
+    sandbox = await factory.create("e", 1, IMAGE, LIMITS)
+    with pytest.raises(TaskFailure, match="/absent/directory"):
+        await sandbox.write("x", b"")
+    await sandbox.close()
+    await factory.close()
+    assert containers(client, factory) == []
