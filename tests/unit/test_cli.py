@@ -1,0 +1,70 @@
+"""The command line: bad input is one clear line that names the key, the value and what is allowed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from klong_rl.cli import load_config
+from klong_rl.errors import UserError
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_default_configuration_is_whole():
+    config, stage = load_config([])
+    assert stage is None
+    assert config.name == "nano-seed0"
+    assert [stage.difficulty for stage in config.curriculum] == sorted(s.difficulty for s in config.curriculum)
+    assert [stage.timeout_s for stage in config.curriculum] == sorted(s.timeout_s for s in config.curriculum)
+
+
+def test_every_choice_under_conf_composes():
+    for override in ("model=smollm2", "model=local model.source.path=/m"):
+        load_config(override.split())
+
+
+def test_a_stage_is_where_to_enter_and_no_setting():
+    config, stage = load_config(["+stage=3", "seed=2"])
+    assert (stage, config.seed, config.name) == (3, 2, "nano-seed2")
+
+
+@pytest.mark.parametrize(
+    "overrides, parts",
+    [
+        (["+stage=three"], ["+stage=three", "whole number"]),
+        (["+stage=-1"], ["+stage=-1", "whole number"]),
+        (["+stage=0"], ["+stage=0", "1 to 3"]),
+        (["+stage=7"], ["+stage=7", "1 to 3"]),
+        (["learner.optimizer.lrr=1"], ["learner.optimizer.lrr=1", "did you mean lr?", "weight_decay"]),
+        (["modle=nano"], ["modle=nano", "did you mean model?"]),
+        (["model=nanoo"], ["model=nanoo", "nano", "smollm2"]),
+        (["learner.optimizer.lr=fast"], ["learner.optimizer.lr=fast", "Float"]),
+        (["actors.count=many"], ["actors.count=many", "Integer"]),
+        (["actors.count=0"], ["actors.count=0", "1 or more"]),
+        (["rollout.group_size=1"], ["rollout.group_size=1", "2 or more"]),
+        (["sandbox.kind=vm"], ["sandbox.kind=vm", "docker or process"]),
+        (["window.max_tokens=4096"], ["window.max_tokens=4096", "engine.max_model_len"]),
+        (["curriculum=[]"], ["curriculum", "1 or more"]),
+    ],
+)
+def test_bad_input_names_key_value_and_remedy(overrides, parts):
+    message = refusal(*overrides)
+    for part in parts:
+        assert part in message
+
+
+def test_the_program_says_it_in_one_line_and_exits_with_2():
+    command = [sys.executable, "-m", "klong_rl.launch", "+stage=three"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr.splitlines() == [
+        "error: +stage=three is not a stage; use a whole number from 1, for example +stage=3"
+    ]
