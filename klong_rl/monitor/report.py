@@ -17,7 +17,7 @@ from klong_rl.errors import UserError
 from klong_rl.monitor import charts
 from klong_rl.monitor.charts import Band, Chart, Series
 from klong_rl.monitor.metrics import METRICS_FILE, StepMetrics, Summary, read_metrics, read_summary
-from klong_rl.monitor.progress import count, duration
+from klong_rl.monitor.progress import count, duration, score
 
 REPORT_FILE = "report.html"
 NOT_A_NUMBER = 0.0  # what a chart draws where a step has no finite number
@@ -43,7 +43,7 @@ def render_report(title: str, metrics: Sequence[StepMetrics], summary: Summary |
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": duration, "count": count}
+    environment.filters |= {"duration": duration, "count": count, "score": score}
     template = environment.get_template(REPORT_FILE)
     return template.render(title=title, tiles=tiles(metrics, summary), plots=plots, summary=summary, geometry=charts)
 
@@ -79,7 +79,7 @@ def run_charts(metrics: Sequence[StepMetrics]) -> list[Chart]:
             (series("largest", 1, "staleness_max"),), "{:g}".format, whole=True,
         ),
         Chart(
-            "Sampling speed", "tokens per second, all engines", (series("tokens/s", 1, "tokens_per_s"),), count,
+            "Speed", "trained tokens per second of wall time", (series("tokens/s", 1, "tokens_per_s"),), count,
         ),
         Chart(
             "Where a step's time goes", "seconds, stacked",
@@ -100,8 +100,18 @@ def tiles(metrics: Sequence[StepMetrics], summary: Summary | None) -> list[tuple
     ]
     if summary is None:
         return [("mean reward, last step", f"{last.reward_mean:.2f}"), *numbers]
-    before = next((row.eval_before for row in summary.stages if row.eval_before is not None), None)
-    after = next((row.eval_after for row in reversed(summary.stages) if row.eval_after is not None), None)
-    if before is not None and after is not None:
-        numbers.insert(0, ("held-out reward", f"{before:.2f} → {after:.2f}"))
+    if (improved := improvement(summary)) is not None:
+        numbers.insert(0, ("held-out reward", f"{improved[0]:.2f} → {improved[1]:.2f}"))
     return [*numbers, ("episodes", count(sum(summary.outcomes.values()))), ("wall time", duration(summary.wall_s))]
+
+
+def improvement(summary: Summary) -> tuple[float, float] | None:
+    """Held-out reward at the last evaluated stage, of the cold start (or else before the stage) and after the stage.
+
+    One stage alone, because stages differ in difficulty and timeout: rewards compare within a stage, not across.
+    """
+    for row in reversed(summary.stages):
+        first = row.eval_before if row.eval_cold_start is None else row.eval_cold_start
+        if first is not None and row.eval_after is not None:
+            return first, row.eval_after
+    return None

@@ -27,7 +27,7 @@ def step_metrics(step: int, **fields) -> StepMetrics:
     return StepMetrics(step=step, **(values | fields))
 
 
-def write_steps(run_dir, steps, restored_step=-1, **fields):
+def write_steps(run_dir, steps, restored_step=0, **fields):
     with MetricsLog(run_dir, restored_step) as log:
         for step in steps:
             log.write(step_metrics(step, **fields))
@@ -35,32 +35,32 @@ def write_steps(run_dir, steps, restored_step=-1, **fields):
 
 def test_each_line_is_readable_as_soon_as_it_is_written(tmp_path):
     with MetricsLog(tmp_path) as log:
-        log.write(step_metrics(0, extras={"ratio_mean": 1.5}))
-        assert read_metrics(tmp_path) == [step_metrics(0, extras={"ratio_mean": 1.5})]
+        log.write(step_metrics(1, extras={"ratio_mean": 1.5}))
+        assert read_metrics(tmp_path) == [step_metrics(1, extras={"ratio_mean": 1.5})]
 
 
 def test_resume_drops_the_steps_after_the_restored_one(tmp_path):
-    write_steps(tmp_path, range(6), loss=1.0)
+    write_steps(tmp_path, range(1, 7), loss=1.0)
     write_steps(tmp_path, [4, 5, 6], restored_step=3, loss=2.0)
     assert [(m.step, m.loss) for m in read_metrics(tmp_path)] == [
-        (0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)
+        (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)
     ]  # fmt: skip
 
 
 def test_a_new_run_in_the_same_directory_starts_empty(tmp_path):
-    write_steps(tmp_path, range(3))
-    write_steps(tmp_path, [0])
-    assert [m.step for m in read_metrics(tmp_path)] == [0]
+    write_steps(tmp_path, [1, 2, 3])
+    write_steps(tmp_path, [1])
+    assert [m.step for m in read_metrics(tmp_path)] == [1]
 
 
 def test_a_torn_last_line_is_dropped_and_a_torn_middle_line_is_an_error(tmp_path):
-    write_steps(tmp_path, range(3))
+    write_steps(tmp_path, [1, 2, 3])
     path = tmp_path / METRICS_FILE
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"step":3,"sta')
-    assert [m.step for m in read_metrics(tmp_path)] == [0, 1, 2]
-    write_steps(tmp_path, [3], restored_step=2)
-    assert [m.step for m in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    path.write_bytes(whole + b'{"step":4,"sta')
+    assert [m.step for m in read_metrics(tmp_path)] == [1, 2, 3]
+    write_steps(tmp_path, [4], restored_step=3)
+    assert [m.step for m in read_metrics(tmp_path)] == [1, 2, 3, 4]
     path.write_bytes(b'{"step":3,"sta\n' + whole)
     with pytest.raises(msgspec.DecodeError):
         read_metrics(tmp_path)
@@ -74,25 +74,25 @@ def test_a_step_twice_is_refused(tmp_path):
 
 def test_extras_may_not_shadow_a_field(tmp_path):
     with MetricsLog(tmp_path) as log, pytest.raises(ValueError, match="loss"):
-        log.write(step_metrics(0, extras={"loss": 1.0}))
+        log.write(step_metrics(1, extras={"loss": 1.0}))
     assert read_metrics(tmp_path) == []
 
 
 def test_a_number_that_is_not_finite_comes_back_as_none(tmp_path):
-    write_steps(tmp_path, [0], loss=math.nan, grad_norm=math.inf, extras={"ratio_mean": -math.inf})
+    write_steps(tmp_path, [1], loss=math.nan, grad_norm=math.inf, extras={"ratio_mean": -math.inf})
     (step,) = read_metrics(tmp_path)
     assert step.loss is None and step.grad_norm is None and step.extras == {"ratio_mean": None}
 
 
 def test_tensorboard_reads_the_same_numbers_and_forgets_what_was_rolled_back(tmp_path):
-    write_steps(tmp_path, range(4), loss=1.0, extras={"ratio_mean": 0.5})
+    write_steps(tmp_path, [1, 2, 3, 4], loss=1.0, extras={"ratio_mean": 0.5})
     time.sleep(1.0)  # TensorBoard orders event files by the second they were opened in
-    write_steps(tmp_path, [2, 3], restored_step=1, loss=2.0)
+    write_steps(tmp_path, [3, 4], restored_step=2, loss=2.0)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0)]
-    assert [e.step for e in events.Scalars("train/ratio_mean")] == [0, 1]
-    assert events.Scalars("reward/reward_mean")[3].value == pytest.approx(0.3)
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    assert [e.step for e in events.Scalars("train/ratio_mean")] == [1, 2]
+    assert events.Scalars("reward/reward_mean")[3].value == pytest.approx(0.4)
 
 
 def test_summary_comes_back_as_written(tmp_path):

@@ -27,7 +27,7 @@ def progress_to(terminal: bool) -> tuple[Progress, io.StringIO]:
 
 
 def test_the_panel_shows_where_the_run_is_and_what_the_fleet_does():
-    state = State(title="relay", stages=3, steps=60).after(step_metrics(9, staleness_max=2, wait_s=4.5))
+    state = State(title="relay", stages=3, steps=60).after(step_metrics(10, staleness_max=2, wait_s=4.5))
     fleet = FleetStatus(phase="waiting for windows", stage=2, episodes_running=31, episodes_finished=704)
     shown = screen(render(state.after(fleet)))
     for expected in ("stage 2/3", "timeout 1m 30s", "step 10/60", "0.250", "solved 50%", "version 7", "staleness 2",
@@ -62,7 +62,7 @@ def test_the_sparkline_keeps_the_newest_steps():
 def test_a_log_file_gets_one_line_a_step_and_one_a_phase():
     progress, out = progress_to(terminal=False)
     with progress:
-        for step in range(3):
+        for step in (1, 2, 3):
             progress.update(FleetStatus(phase="sampling", stage=2, episodes_running=step))
             progress.update(step_metrics(step))
     lines = out.getvalue().splitlines()

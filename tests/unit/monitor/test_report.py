@@ -4,31 +4,34 @@ import math
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
 
 from klong_rl.errors import UserError
 from klong_rl.monitor.metrics import MetricsLog, StageSummary, StepMetrics, Summary, write_summary
-from klong_rl.monitor.report import stage_bands, write_report
+from klong_rl.monitor.report import improvement, stage_bands, write_report
 
 HOSTILE = '<script>alert("x")</script>'
 
 
 def step_metrics(step: int, **fields) -> StepMetrics:
-    values = dict(stage=1 + step // 2, timeout_s=30.0, reward_mean=0.5, solved_fraction=0.5, policy_version=step + 1)
+    values = dict(stage=(step + 1) // 2, timeout_s=30.0, reward_mean=0.5, solved_fraction=0.5, policy_version=step)
     return StepMetrics(step=step, **(values | fields))
 
 
 def write_run(run_dir, steps=4, **fields):
     with MetricsLog(run_dir) as log:
-        for step in range(steps):
+        for step in range(1, steps + 1):
             log.write(step_metrics(step, **fields))
 
 
 def summary(**fields) -> Summary:
     rows = (
-        StageSummary(stage=1, timeout_s=30, steps=2, reward_mean=0.4, episodes=20, eval_before=0.125, eval_after=0.5),
-        StageSummary(stage=2, timeout_s=60, steps=2, reward_mean=0.6, episodes=20, eval_before=0.5, eval_after=0.875),
-    )
+        StageSummary(stage=1, timeout_s=30, steps=2, reward_mean=0.4, episodes=20, eval_cold_start=0.0625,
+                     eval_before=0.125, eval_after=0.5),
+        StageSummary(stage=2, timeout_s=60, steps=2, reward_mean=0.6, episodes=20, eval_cold_start=0.25,
+                     eval_before=0.5, eval_after=0.875),
+    )  # fmt: skip
     values = dict(stages=rows, outcomes={"turn_limit": 3, "submitted": 37}, wall_s=125.0, parts={"ray": "2.60.0"})
     return Summary(**(values | fields))
 
@@ -60,13 +63,21 @@ def test_the_page_says_what_the_files_say(tmp_path):
     write_summary(tmp_path, summary())
     html = write_report(tmp_path).read_text()
     shown = page_text(html)
-    for expected in ("0.12 → 0.88", "0.125", "0.875", "turn limit 3", "submitted 37", "ray 2.60.0", "2m 05s",
+    for expected in ("0.25 → 0.88", "0.062", "0.125", "0.875", "turn limit 3", "submitted 37", "ray 2.60.0", "2m 05s",
                      "stage 2 · 30s", "largest staleness 3", "waiting for windows"):  # fmt: skip
         assert expected in shown
     assert html.count("<svg") == 5
     balance = Balance()
     balance.feed(html)
     assert balance.open_tags == []
+
+
+def test_improvement_compares_within_the_last_evaluated_stage():
+    first, last = summary().stages
+    assert improvement(summary()) == (0.25, 0.875)
+    assert improvement(summary(stages=(first, msgspec.structs.replace(last, eval_after=None)))) == (0.0625, 0.5)
+    assert improvement(summary(stages=(msgspec.structs.replace(first, eval_cold_start=None),))) == (0.125, 0.5)
+    assert improvement(summary(stages=())) is None
 
 
 def test_the_page_loads_nothing(tmp_path):
@@ -102,5 +113,5 @@ def test_no_step_yet_is_said(tmp_path):
 
 
 def test_one_band_a_stage():
-    bands = stage_bands([step_metrics(step) for step in range(5)])
+    bands = stage_bands([step_metrics(step) for step in range(1, 6)])
     assert [(band.first, band.last) for band in bands] == [(0, 1), (2, 3), (4, 4)]
