@@ -20,6 +20,7 @@ from dataclasses import dataclass
 HEIGHT, TOP, BOTTOM = 230, 26, 204
 LEFT, RIGHT_MARGIN = 48, 10
 MAX_HOVERS = 300  # hover boxes in a chart: more would be narrower than a pixel or two
+SMALLEST_TOP = 1e-12  # a linear scale below this is a flat line at 0
 LOG_FLOOR = 1e-9  # zeros on a logarithmic scale are drawn here
 
 
@@ -94,7 +95,7 @@ def nice_step(top: float, at_most: int, whole: bool = False) -> float:
 
 def nice_ticks(top: float, whole: bool = False) -> list[float]:
     """Round numbers from 0 up to the first at or above `top`."""
-    if top <= 0:
+    if top < SMALLEST_TOP:
         return [0.0, 1.0]
     step = nice_step(top, 5, whole)
     return [step * n for n in range(math.ceil(top / step - 1e-9) + 1)]
