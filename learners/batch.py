@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from klong_rl.buffer.records import WindowRef
+from klong_rl.buffer import WindowRef
 from klong_rl.types import Window
 
 Plan = list[list[list[str]]]  # [data rank][micro-batch][window id]

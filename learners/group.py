@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from klong_rl.buffer.records import BufferAddress, WindowRef
+from klong_rl.buffer import BufferAddress, WindowRef
 from klong_rl.types import Window
 from learners import batch
 from learners.job import LearnerJob

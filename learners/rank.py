@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from ray.util import get_node_ip_address
 
-from klong_rl.buffer.records import BufferAddress
+from klong_rl.buffer import BufferAddress
 from klong_rl.objectives import Objective, build_objective
 from klong_rl.types import Window
 from learners import checkpoint, model, process, step

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from klong_rl.buffer.client import Buffer
-from klong_rl.buffer.records import BufferAddress
+from klong_rl.buffer import Buffer, BufferAddress
 from klong_rl.types import Window
-
-Fetch = Callable[[Sequence[str]], list[Window]]
 
 
 class BufferSource:

@@ -4,6 +4,7 @@ The model is nano (3.3 M parameters). A group takes seconds to start, so the tes
 the second one resumes what the first one saved, and is then killed.
 """
 
+import asyncio
 import os
 import signal
 import time
@@ -16,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from klong_rl.buffer.records import WindowRef
+from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, WindowRef
 from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
 from klong_rl.errors import UserError
 from klong_rl.models import nano
-from klong_rl.types import Window
+from klong_rl.types import EpisodeSpec, Outcome, Task, Verdict, Window
 from learners.group import LearnerFailure, LearnerGroup
 from learners.job import LearnerJob
 from learners.publish import WeightFolder
@@ -48,7 +49,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def start(folder, tmp_path_factory, **layout):
+def start(folder, tmp_path_factory, buffer=None, **layout):
     learner = LearnerConfig(
         layout=LayoutConfig(**{"data": 1, **layout}),
         optimizer=ADAMW,
@@ -57,7 +58,8 @@ def start(folder, tmp_path_factory, **layout):
         num_cpus=0.5,
     )
     weights = WeightFolder(tmp_path_factory.mktemp("published") / "weights")
-    return LearnerGroup(LearnerJob(str(folder), learner), weights, setup_deadline_s=120, call_deadline_s=120)
+    job = LearnerJob(str(folder), learner)
+    return LearnerGroup(job, weights, buffer, setup_deadline_s=120, call_deadline_s=120)
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +181,34 @@ def test_a_klong_step_reports_what_it_trained(group, windows):
 
 
 @pytest.fixture(scope="module")
-def second_group(cluster, folder, tmp_path_factory):
-    return start(folder, tmp_path_factory, data=2)
+def buffer(windows, tmp_path_factory):
+    """A run's buffer in which `windows` are ready."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("run")) as server:
+        address = BufferAddress(server.url, "learner")
+        asyncio.run(make_ready(address, windows))
+        yield address
+
+
+async def make_ready(address, windows):
+    task = Task(id="t", family="f", instruction="i", image="none")
+    spec = EpisodeSpec(
+        id="e", group="g", group_size=1, stage=1, purpose="train", task=task, timeout_s=1.0, max_turns=1
+    )
+    async with await Buffer.connect(address) as buffer:
+        await buffer.admit(spec)
+        claim = await buffer.claim("actor")
+        await buffer.seal("e", claim.epoch, Outcome(kind="submitted"))
+        await buffer.verdict("e", claim.epoch, Verdict(score=1.0))
+        await buffer.close_group("g", windows)
+
+
+@pytest.fixture(scope="module")
+def second_group(cluster, folder, buffer, tmp_path_factory):
+    return start(folder, tmp_path_factory, buffer, data=2)
 
 
 def test_a_checkpoint_resumes_bit_for_bit(group, second_group, windows, tmp_path):
+    """In another group, whose ranks fetch the windows from the buffer."""
     for step in (1, 2):
         group.train_step(step, 1, refs(windows), windows)
     group.save(tmp_path / "step-2")
@@ -191,7 +216,7 @@ def test_a_checkpoint_resumes_bit_for_bit(group, second_group, windows, tmp_path
     wanted = published(group, 3)
 
     assert second_group.load(tmp_path / "step-2") == 2
-    resumed = second_group.train_step(3, 1, refs(windows), windows)
+    resumed = second_group.train_step(3, 1, refs(windows))
 
     assert (resumed["loss"], resumed["grad_norm"]) == (straight["loss"], straight["grad_norm"])
     assert_same(published(second_group, 3), wanted, 0)

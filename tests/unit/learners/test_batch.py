@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klong_rl.buffer.records import WindowRef
+from klong_rl.buffer import WindowRef
 from klong_rl.types import Window
 from learners.batch import collate, padded, plan
 
