@@ -113,7 +113,10 @@ class Buffer(Reader):
         return answer[0]
 
     async def requeue_running(self, reason: str, keep_segments: bool = False, request: str = "") -> int:
-        """Gives back whatever is running, when no holder can be left: a new driver on an old run. Not a failure."""
+        """Gives back what runs, when no holder can be left: a new driver on an old run. How many; not failures.
+
+        What judges held can be judged again at once.
+        """
         answer = await self._redis.transition(
             "requeue_running", reason, _named("requeue_running", request), int(keep_segments)
         )

@@ -85,6 +85,8 @@ class Rules(RunState):
             running = [e for e in self.episodes.values() if e.state == "running"]
             for e in running:
                 self._back_to_queue(e, reason, keep_segments)
+            for e in self.episodes.values():
+                e.hidden_until_ms = 0
             self.receipts[request] = (len(running),)
         return self.receipts[request][0]
 

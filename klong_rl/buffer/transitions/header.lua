@@ -74,6 +74,11 @@ local function back_to_queue(e, reason, keep_segments)
   move(e, "queued")
 end
 
+local function back_to_judging(e)
+  redis.call("ZREM", key("judging_out"), e.id)
+  redis.call("ZADD", key("judging"), e.rank, e.id)
+end
+
 -- One more member has a verdict or never will; the last one completes the group.
 local function settle(e)
   local group = key("group", e.group)

@@ -13,8 +13,7 @@ if before then return answer(before[1], before[2]) end
 local time = redis.call("TIME")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 for _, id in ipairs(redis.call("ZRANGEBYSCORE", key("judging_out"), "-inf", integer(now))) do
-  redis.call("ZREM", key("judging_out"), id)
-  redis.call("ZADD", key("judging"), look(id).rank, id)
+  back_to_judging(look(id))
 end
 local id = redis.call("ZRANGE", key("judging"), 0, 0)[1]
 if not id then return {"OK"} end

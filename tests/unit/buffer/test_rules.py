@@ -144,6 +144,15 @@ def test_a_restart_is_not_a_failure_of_the_episode(rules: Rules) -> None:
     assert rules.episodes["a0"].state == "running" and rules.episodes["a0"].failures == 0
 
 
+def test_after_a_restart_what_a_judge_held_is_judged_again(rules: Rules) -> None:
+    rules.admit(spec("g"))
+    rules.claim("actor", "r")
+    rules.seal("g0", 1, SUBMITTED)
+    rules.next_to_judge("judge", 1000, "a", now_ms=0)
+    assert rules.requeue_running("restart", "x") == 0
+    assert rules.next_to_judge("judge", 1000, "b", now_ms=1).epoch == 1
+
+
 def test_an_outcome_and_a_verdict_stand(rules: Rules) -> None:
     rules.admit(spec("g"))
     rules.claim("actor", "r")
