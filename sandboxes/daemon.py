@@ -54,7 +54,8 @@ class Daemon:
     def _client(self) -> docker.APIClient:
         if not hasattr(self._local, "client"):
             settings = {"base_url": self._base_url} if self._base_url else docker.utils.kwargs_from_env()
-            self._local.client = docker.APIClient(version="auto", timeout=SDK_TIMEOUT_S, **settings)
+            # The SDK keeps an idle connection per URL, and a container's name is in the URL: few are worth keeping.
+            self._local.client = docker.APIClient(version="auto", timeout=SDK_TIMEOUT_S, num_pools=2, **settings)
         return self._local.client
 
     def close(self) -> None:

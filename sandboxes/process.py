@@ -174,7 +174,7 @@ class PipeStream:
         await asyncio.wait(self._next.values(), return_when=asyncio.FIRST_COMPLETED)
         for lane, pending in self._next.items():
             if pending.done():
-                data = pending.result()
+                data = b"" if pending.cancelled() else pending.result()
                 if not data:
                     return None
                 reader = self._process.stdout if lane == TERMINAL else self._process.stderr

@@ -178,6 +178,8 @@ class ShellSandbox(ABC):
         await self.write_many({path: data})
 
     async def write_many(self, files: dict[str, bytes]) -> None:
+        if not files:
+            return
         archive = pack(files)
         async with self._lock:
             reply = await self._files("klong_unpack", before=self._upload(archive))

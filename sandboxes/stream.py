@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+import ssl
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from sandboxes.base import InfrastructureFailure
+
+T = TypeVar("T")
 
 RECV_BYTES = 1 << 16
 _HEADER = 8  # lane, three zero bytes, big-endian uint32 size
@@ -39,24 +43,36 @@ class AttachedStream:
     def __init__(self, sock: Any) -> None:
         self._owner = sock  # holds the HTTP response, whose collection would close the connection
         self._sock: socket.socket = getattr(sock, "_sock", sock)
-        if not isinstance(self._sock, socket.socket) or hasattr(self._sock, "getpeercert"):
+        if not isinstance(self._sock, socket.socket) or isinstance(self._sock, ssl.SSLSocket):
             sock.close()
             raise InfrastructureFailure("sandboxes need a Docker daemon on unix:// or tcp://, without TLS: tunnel it")
         self._sock.setblocking(False)
         self._demux = Demux()
         self._frames: list[tuple[int, bytes]] = []
+        self._waiting = False
 
     async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+        await self._wait(asyncio.get_running_loop().sock_sendall(self._sock, data))
 
     async def recv(self) -> tuple[int, bytes] | None:
         while not self._frames:
-            data = await asyncio.get_running_loop().sock_recv(self._sock, RECV_BYTES)
+            data = await self._wait(asyncio.get_running_loop().sock_recv(self._sock, RECV_BYTES))
             if not data:
                 return None
             self._frames = self._demux.feed(data)[::-1]
         return self._frames.pop()
 
+    async def _wait(self, transfer: Awaitable[T]) -> T:
+        self._waiting = True
+        try:
+            return await transfer
+        finally:
+            self._waiting = False
+
     def close(self) -> None:
+        """Close now; or end the stream for the task that waits on it, which must not be left on a closed socket."""
+        if self._waiting:
+            self._sock.shutdown(socket.SHUT_RDWR)
+            return
         self._owner.close()
         self._sock.close()

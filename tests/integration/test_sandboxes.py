@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 
+from klong_rl.failures import InfrastructureFailure
 from klong_rl.types import Limits
 from sandboxes.docker import DockerSandboxes
 from sandboxes.process import ProcessSandboxes
@@ -223,6 +224,15 @@ async def test_a_released_sandbox_is_there_to_adopt(factory, sandbox):
     adopted = await factory.adopt("episode/1")
     assert (await run(adopted, "pwd; echo $A")).output == "/\nkept\n"
     assert await alive(adopted, "sleep 4325") == 1
+
+
+async def test_closing_ends_the_command_that_runs(sandbox):
+    running = asyncio.create_task(run(sandbox, "sleep 4326", timeout_s=60))
+    await asyncio.sleep(0.3)
+    await sandbox.close()
+    async with asyncio.timeout(10):
+        with pytest.raises(InfrastructureFailure):
+            await running
 
 
 async def test_reap_removes_what_is_not_kept_and_close_is_idempotent(factory, sandbox):
