@@ -24,6 +24,7 @@ class Crew:
         self._jobs: set[asyncio.Task] = set()
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
+        self._ended.set()
 
     @property
     def busy(self) -> int:
@@ -32,6 +33,7 @@ class Crew:
 
     async def run(self) -> None:
         """Work until `stop`. Raises what a job raised, after cancelling the others."""
+        self._ended.clear()
         try:
             while not self._stopping.is_set():
                 job = await self._take() if len(self._jobs) < self._size else None

@@ -1,8 +1,8 @@
 """One vLLM AsyncLLM engine: token ids in; token ids, log-probs and policy versions out; new weights in between.
 
-A publish pauses the engine with its requests kept, replaces the weights, discards what the old weights computed
-(prefix cache, and the KV cache of requests in flight, which vLLM computes again), names the new version and resumes.
-Requests in flight go on, and each token is sampled, and its log-prob given, wholly under the version it is stamped with.
+A publish pauses the engine with its requests kept, replaces the weights, discards what the old weights computed (the
+prefix cache, and the KV cache of requests in flight, which vLLM computes again), names the new version and resumes.
+Requests in flight go on; each token is sampled, and its log-prob given, wholly under the version it is stamped with.
 """
 
 from __future__ import annotations

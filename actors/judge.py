@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
@@ -37,13 +38,16 @@ class JudgeActor:
         self._config = settings.config
         self._name = name
         self._warnings = KeptWarnings()
+        self._cleanup = AsyncExitStack()
+        self._closing: set[str] = set()
+        self._crew = Crew(settings.config.judge.episodes, self._take, self._work)
 
     async def start(self) -> None:
-        self._buffer = await Buffer.connect(self._settings.buffer)
-        self._sandboxes = self._settings.make_sandboxes()
+        """Connect, and build the reward that the configuration names."""
         self._reward = instantiate(self._config.reward)
-        self._closing: set[str] = set()
-        self._crew = Crew(self._config.judge.episodes, self._take, self._work)
+        self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
+        self._sandboxes = self._settings.make_sandboxes()
+        self._cleanup.push_async_callback(self._sandboxes.close)
 
     async def run(self) -> None:
         """Judge until `stop`."""
@@ -55,8 +59,7 @@ class JudgeActor:
 
     async def stop(self) -> None:
         await self._crew.stop()
-        await self._sandboxes.close()
-        await self._buffer.close()
+        await self._cleanup.aclose()
 
     async def _take(self) -> str | ToJudge | None:
         group = await self._buffer.next_group_to_close()
@@ -104,7 +107,7 @@ class JudgeActor:
 
 
 def windows_of(members: list[Member]) -> list[Window]:
-    """The windows of a complete group with their advantages; none for an evaluation group. Dropped members have none."""
+    """The windows of a complete group with their advantages; an evaluation group and dropped members have none."""
     windows: list[Window] = []
     for member in members:
         if member.verdict is not None and member.spec.purpose == "train" and member.segments:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import AsyncExitStack
 from typing import Any
 
 from actors.agent import Agent
@@ -38,18 +39,21 @@ class RolloutActor:
         self._config = settings.config
         self._name = name
         self._warnings = KeptWarnings()
+        self._cleanup = AsyncExitStack()
+        self._crew = Crew(settings.config.actors.episodes, self._claim, self._attempt)
 
     async def start(self, version: int) -> None:
         """Bring up the engine with the weights of `settings.model` as policy `version`, and connect."""
         config = self._config
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
         chat = ChatFormat(self._settings.model)
-        self._buffer = await Buffer.connect(self._settings.buffer)
-        self._sandboxes = self._settings.make_sandboxes()
         self._engine = await Engine.start(config.engine, str(self._settings.model), chat.end_id, version, config.seed)
+        self._cleanup.callback(self._engine.shutdown)
+        self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
+        self._sandboxes = self._settings.make_sandboxes()
+        self._cleanup.push_async_callback(self._sandboxes.close)
         rule = ContextRule(config.window.max_tokens, config.window.overlap_tokens, config.agent.action_tokens)
         self._agent = Agent(config.agent, rule, chat, self._engine)
-        self._crew = Crew(config.actors.episodes, self._claim, self._attempt)
 
     async def run(self) -> None:
         """Run episodes until `stop`."""
@@ -74,9 +78,7 @@ class RolloutActor:
     async def stop(self) -> None:
         """Give running episodes back, remove their sandboxes, end the engine."""
         await self._crew.stop()
-        await self._sandboxes.close()
-        await self._buffer.close()
-        self._engine.shutdown()
+        await self._cleanup.aclose()
 
     async def _claim(self) -> Claim | None:
         return await self._buffer.claim(self._name)

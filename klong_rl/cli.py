@@ -1,4 +1,4 @@
-"""The command line of the entry points: Hydra overrides in, a checked RunConfig out, or one clear line and exit code 2."""
+"""The command line of the entry points: overrides in, a checked RunConfig out, or one clear line and exit code 2."""
 
 from __future__ import annotations
 

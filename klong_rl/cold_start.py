@@ -1,4 +1,4 @@
-"""The cold start: SFT on scripted demonstrations, in the very tokens of the agent loop, split by the one context rule."""
+"""The cold start: SFT on scripted demonstrations, in the tokens of the agent loop, split by the one context rule."""
 
 from __future__ import annotations
 
@@ -71,7 +71,14 @@ class Demonstrations:
             for index, (command, output) in enumerate(self._demonstrator.demonstrate(task, self._rng))
         ]
         spec = EpisodeSpec(
-            id=episode, group=episode, group_size=1, stage=0, purpose="demonstration", task=task, timeout_s=0, max_turns=0
+            id=episode,
+            group=episode,
+            group_size=1,
+            stage=0,
+            purpose="demonstration",
+            task=task,
+            timeout_s=0.0,
+            max_turns=len(turns),
         )
         return split(spec, prefix_P, with_context_starts(turns, len(prefix_P), self._rule))
 
@@ -99,6 +106,9 @@ class ColdStart:
 
     def base(self) -> Path:
         """The base checkpoint's folder, made if need be."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of its own, beside ours
         source = instantiate(self._config.model.source)
         return source.build(self._cache, self._corpus(), self._config.seed)
 
@@ -120,10 +130,9 @@ class ColdStart:
         """SFT `learner` (a learners.group.LearnerGroup on `base`) and save it to `folder`."""
         config = self._config
         rule = ContextRule(config.window.max_tokens, config.window.overlap_tokens, config.agent.action_tokens)
+        chat, difficulties = ChatFormat(base), self._difficulties()
         demonstrations = iter(
-            Demonstrations(
-                self._family, self._demonstrator, ChatFormat(base), config.agent, rule, self._difficulties(), config.seed
-            )
+            Demonstrations(self._family, self._demonstrator, chat, config.agent, rule, difficulties, config.seed)
         )
         for step in range(1, config.cold_start.steps + 1):
             windows = list(itertools.islice(demonstrations, config.cold_start.windows_per_step))

@@ -36,8 +36,8 @@ class ColdStartConfig:
 class WindowConfig:
     """The context rule (klong_rl.windows), in tokens."""
 
-    max_tokens: int = 160
-    overlap_tokens: int = 40
+    max_tokens: int = 192
+    overlap_tokens: int = 24
 
 
 @dataclass
@@ -45,7 +45,7 @@ class AgentConfig:
     """The agent loop (actors.agent)."""
 
     system: str = ""
-    action_tokens: int = 24  # most tokens of one action
+    action_tokens: int = 16  # most tokens of one action
     observation_tokens: int = 48  # a longer observation is cut in the middle
     command_timeout_s: float = 5.0
     temperature: float = 1.0
@@ -61,7 +61,7 @@ class EngineConfig:
     max_num_seqs: int = 64
     enforce_eager: bool = True
     weight_transfer: str = "klong_shared_memory"
-    kv_cache_gib: float = 0.5  # on a CPU
+    kv_cache_gib: int = 1  # on a CPU
     threads: int = 0  # CPU threads of one engine; 0: all cores
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class JudgeConfig:
 
 @dataclass
 class SandboxConfig:
-    """`kind` is "docker" or "process" (no isolation: for hosts without Docker). What one may use is the task's to say."""
+    """`kind` is "docker" or "process" (no isolation: for hosts without Docker). Limits are the task's."""
 
     kind: str = "docker"
     image: str = "klong-sandbox"

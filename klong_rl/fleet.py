@@ -62,6 +62,11 @@ class Fleet:
         calls = {name: actor.publish.remote(path, version) for name, actor in self._rollouts.items()}
         return max(await self._all(f"publish version {version}", calls, PUBLISH_DEADLINE_S))
 
+    async def logprobs(self, tokens_T: Any) -> list[Any]:
+        """Every engine's log-prob of each token but the first, float32 [T-1]."""
+        calls = {name: actor.logprobs.remote(tokens_T) for name, actor in self._rollouts.items()}
+        return await self._all("give log-probs", calls, STATUS_DEADLINE_S)
+
     async def status(self) -> dict[str, Any]:
         """Episodes under way, tokens sampled so far, and warnings since the last look, over all actors."""
         calls = {name: actor.status.remote() for name, actor in (self._rollouts | self._judges).items()}
@@ -69,17 +74,21 @@ class Fleet:
         return {
             "episodes": sum(answer.get("episodes", 0) for answer in answers),
             "sampled_tokens": sum(answer.get("sampled_tokens", 0) for answer in answers),
-            "warnings": [f"{name}: {text}" for name, answer in zip(calls, answers, strict=True) for text in answer["warnings"]],
+            "warnings": [text for answer in answers for text in answer["warnings"]],
         }
 
-    async def stop(self) -> None:
-        """Let every actor clean up, then end it; what doesn't answer in time is ended all the same."""
+    async def stop(self) -> list[str]:
+        """Let every actor clean up, then end it. What could not clean up in time is ended all the same, and told."""
         actors = self._rollouts | self._judges
-        try:
-            await self._all("stop", {name: actor.stop.remote() for name, actor in actors.items()}, STOP_DEADLINE_S)
-        finally:
-            for actor in actors.values():
-                self._ray.kill(actor)
+        complaints = []
+        for name, call in {name: actor.stop.remote() for name, actor in actors.items()}.items():
+            try:
+                await self._all("stop", {name: call}, STOP_DEADLINE_S)
+            except ActorFailure as failure:
+                complaints.append(str(failure))
+        for actor in actors.values():
+            self._ray.kill(actor)
+        return complaints
 
     async def _all(self, what: str, calls: dict[str, Any], deadline_s: float) -> list[Any]:
         answers = []

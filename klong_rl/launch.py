@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import os
 import signal
-import sys
 import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -37,6 +36,7 @@ from klong_rl.results import RunLog
 from klong_rl.training import Training
 
 STATUS_EVERY_S = 1.0
+TELL_EVERY_STEPS = 10  # of the cold start
 INTERRUPTED, TERMINATED = 130, 143  # exit codes, as a shell gives them
 
 
@@ -120,7 +120,7 @@ class Launch:
             if not signals:
                 raise
             where = self.checkpoints.newest()
-            again = f"goes on after step {Checkpoints.state(where).step}" if where else "starts again from the cold start"
+            again = f"goes on after step {Checkpoints.state(where).step}" if where else "begins at the cold start"
             self.progress.console.print(f"stopped; launching again on {self.run_dir} {again}")
             return INTERRUPTED if signals[0] == signal.SIGINT else TERMINATED
         finally:
@@ -130,11 +130,11 @@ class Launch:
 
     async def _train(self, stack: AsyncExitStack, state: RunState, log: RunLog) -> None:
         address = self._start_redis(stack)
-        self._start_ray(stack)
+        buffer = await self._connect(stack, address)
         sandboxes = self._sandbox_spec()
         await self._clear_leftovers(stack, sandboxes)
+        self._start_ray(stack)
         with self.progress:
-            buffer = await stack.enter_async_context(await Buffer.connect(address))
             model = await self._cold_start()
             newest = self.checkpoints.newest()
             learner = await self._start_learner(stack, model, address)
@@ -179,15 +179,21 @@ class Launch:
             raise UserError(str(fault)) from fault
         return BufferAddress(url, self.run_id)
 
+    async def _connect(self, stack: AsyncExitStack, address: BufferAddress) -> Buffer:
+        try:
+            return await stack.enter_async_context(await Buffer.connect(address))
+        except Unavailable as error:
+            raise UserError(f"buffer.url={address.url}: {error}") from error
+
     def _start_ray(self, stack: AsyncExitStack) -> None:
         import ray
 
         if self.config.ray_address:
-            ray.init(address=self.config.ray_address, log_to_driver=False, logging_level="warning")
+            ray.init(address=self.config.ray_address, log_to_driver=False, logging_level="error")
         else:
             # CPUs are an accounting unit here: a small machine runs the same actors, more slowly.
             need = max(os.cpu_count() or 1, 8)
-            ray.init(num_cpus=need, include_dashboard=False, log_to_driver=False, logging_level="warning")
+            ray.init(num_cpus=need, include_dashboard=False, log_to_driver=False, logging_level="error")
         stack.callback(ray.shutdown)
 
     def _sandbox_spec(self) -> dict[str, Any]:
@@ -204,7 +210,7 @@ class Launch:
         stack.push_async_callback(factory.reap, set())
         left = await factory.reap(set())
         if left:
-            self.progress.console.print(f"removed {len(left)} sandboxes of an earlier launch; their episodes start again")
+            self.progress.console.print(f"removed {len(left)} sandboxes that an earlier launch left behind")
 
     async def _cold_start(self) -> Path:
         """The folder that RL starts from: the base checkpoint after SFT on demonstrations, made once."""
@@ -235,6 +241,8 @@ class Launch:
 
     def _tell_cold_start(self, step: int, loss: float) -> None:
         total = self.config.cold_start.steps
+        if step % TELL_EVERY_STEPS and step != total:
+            return
         self.progress.update(FleetStatus(phase=f"cold start: step {step}/{total}, loss {loss:.3f}", stage=0))
 
     async def _start_learner(self, stack: AsyncExitStack, model: Path, address: BufferAddress) -> Any:
@@ -272,12 +280,17 @@ class Launch:
         self.progress.update(FleetStatus(phase="starting engines", stage=state.stage))
         settings = ActorSettings(self.config, weights, address, sandboxes)
         fleet = Fleet(self.config, settings, RolloutActor, JudgeActor)
-        stack.push_async_callback(fleet.stop)
+        stack.push_async_callback(self._stop_fleet, fleet)
         await fleet.start(state.version)
         return fleet
 
+    async def _stop_fleet(self, fleet: Fleet) -> None:
+        for complaint in await fleet.stop():
+            self.progress.warn(complaint)
+
     async def _with_display(self, training: Training, fleet: Fleet, log: RunLog) -> None:
         """Run the training and, beside it, keep the display moving."""
+
         async def watch() -> None:
             while True:
                 began = time.monotonic()

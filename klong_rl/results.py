@@ -1,4 +1,4 @@
-"""What a run tells: the display while it runs, `metrics.jsonl` and TensorBoard by step, summary and report at the end."""
+"""What a run tells: the display while it runs, metrics by step, a summary and a report at the end."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from klong_rl.agreement import Gap, measure_gap
 from klong_rl.buffer import Buffer, WindowRef
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig, StageConfig
@@ -68,18 +69,24 @@ class Training:
 
     async def run(self) -> None:
         """Train through the stages that are left."""
-        stages = list(enumerate(self.config.curriculum, 1))
-        await self._evaluate([("cold", number, stage) for number, stage in stages])
-        for number, stage in stages[self.state.stage - 1 :]:
-            await self._evaluate([("before", number, stage)])
+        await self._evaluate([("cold", number) for number in self._numbers()])
+        while not self.state.finished:
+            number = self.state.stage
+            await self._evaluate([("before", number)])
             self._groups, self._next_index = [], 0
-            while self.state.stage_step < stage.steps:
-                await self._step(number, stage)
-            await self._evaluate([("after", number, stage)])
-            last = number == len(stages)
-            self.state.stage, self.state.stage_step = (number, stage.steps) if last else (number + 1, 0)
+            while self.state.stage_step < self._stage(number).steps:
+                await self._step(number, self._stage(number))
+            last = number == self._numbers()[-1]
+            await self._evaluate([("after", number)] if last else [("after", number), ("before", number + 1)])
+            self.state.stage, self.state.stage_step = (number, self.state.stage_step) if last else (number + 1, 0)
             self.state.finished = last
             self._update_checkpoint()
+
+    def _numbers(self) -> list[int]:
+        return list(range(1, len(self.config.curriculum) + 1))
+
+    def _stage(self, number: int) -> StageConfig:
+        return self.config.curriculum[number - 1]
 
     async def _step(self, number: int, stage: StageConfig) -> None:
         began = time.monotonic()
@@ -93,6 +100,7 @@ class Training:
         trained = time.monotonic()
         await self.publish()
         published = time.monotonic()
+        gap = await measure_gap(self.buffer, self.fleet, self.learner, refs) + Gap.of_step(learned)
         rewards = [result.verdict.score for result in results if result.verdict]
         self._count(step, number, rewards)
         self._report(
@@ -110,8 +118,8 @@ class Training:
                 publish_s=published - trained,
                 learner_s=trained - leased,
                 wait_s=leased - began,
-                logprob_gap_mean=learned["logprob_gap_mean"],
-                logprob_gap_max=learned["logprob_gap_max"],
+                logprob_gap_mean=gap.mean,
+                logprob_gap_max=gap.max,
                 loss=learned["loss"],
                 grad_norm=learned["grad_norm"],
                 clip_fraction=learned["clip_fraction"],
@@ -119,7 +127,7 @@ class Training:
                 episodes_finished=len(results),
                 turns_mean=_mean([float(result.n_segments) for result in results]),
                 extras={
-                    "logprob_gap_tokens": learned["logprob_gap_tokens"],
+                    "logprob_gap_tokens": gap.tokens,
                     "entropy_estimate": learned["entropy_estimate"],
                     "ratio_mean": learned["ratio_mean"],
                 },
@@ -141,8 +149,9 @@ class Training:
             if time.monotonic() > until:
                 counts = await self.buffer.counts()
                 raise Stuck(
-                    f"no {rollout.groups_per_step} finished groups for step {step} within {rollout.step_timeout_s:.0f} s "
-                    f"(rollout.step_timeout_s); episodes: {counts.states}, dropped: {counts.drops}"
+                    f"no {rollout.groups_per_step} finished groups for step {step} within "
+                    f"rollout.step_timeout_s={rollout.step_timeout_s:g}; episodes: {counts.states}, "
+                    f"dropped: {counts.drops}"
                 )
             await asyncio.sleep(LOOK_S)
 
@@ -196,19 +205,22 @@ class Training:
         if self.checkpoints.newest() is not None:
             self.checkpoints.update_state(self.state)
 
-    async def _evaluate(self, wanted: list[tuple[str, int, StageConfig]]) -> None:
+    async def _evaluate(self, wanted: list[tuple[str, int]]) -> None:
         """Mean reward on held-out tasks for each (tag, stage) that has none yet; all at once, ahead of training."""
-        wanted = [(tag, number, stage) for tag, number, stage in wanted if f"{tag}-s{number}" not in self.state.evals]
+        if self.state.step == 0:  # before any training, the weights are the cold start's
+            cold = {key.removeprefix("cold"): value for key, value in self.state.evals.items()}
+            self.state.evals |= {f"before{key}": cold[key] for tag, n in wanted if (key := f"-s{n}") in cold}
+        wanted = [(tag, number) for tag, number in wanted if f"{tag}-s{number}" not in self.state.evals]
         episodes = self.config.evaluation.episodes
         until = time.monotonic() + self.config.rollout.step_timeout_s
-        for tag, number, stage in wanted:
+        for tag, number in wanted:
             # Versions are never used twice, so neither is the name of an evaluation.
-            await self._admit_all(evaluation(self.family, self._tag(tag), number, stage, episodes))
-        for tag, number, _ in wanted:
-            self._tell(f"evaluating ({tag} stage {number})", self.state.stage)
+            specs = evaluation(self.family, self._tag(tag), number, self._stage(number), episodes)
+            await self._admit_all(specs)
+        for tag, number in wanted:
+            self._tell(f"evaluating on held-out tasks: {tag} stage {number}", self.state.stage)
             prefix = evaluation_prefix(self._tag(tag), number)
-            scores = await self._scores(prefix, episodes, until)
-            self.state.evals[f"{tag}-s{number}"] = _mean(scores)
+            self.state.evals[f"{tag}-s{number}"] = _mean(await self._scores(prefix, episodes, until))
         if wanted:
             self._update_checkpoint()
 

@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 from typing import IO, Self
 
@@ -64,7 +65,7 @@ class EmbeddedRedis:
         """Where clients on this machine connect. Raises ServerFault before `start`."""
         if self._socket is None:
             raise ServerFault(f"the redis-server of {self.dir} has no socket before start()")
-        return f"unix://{self._socket}"
+        return f"unix://{urllib.parse.quote(str(self._socket))}"
 
     @property
     def pid(self) -> int | None:

@@ -28,6 +28,7 @@ from klong_rl.monitor.metrics import StageSummary, StepMetrics
 SPARK_STEPS = 48
 SPARK_BARS = "▁▂▃▄▅▆▇█"
 REDRAWS_PER_S = 4
+ROUTINE = ("sampling", "training", "checkpoint")  # phases of every step: in a log file the step's own line is enough
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +173,7 @@ class Progress:
             return
         if isinstance(news, StepMetrics):
             self._print_plain(plain_line(self.state))
-        elif news.phase != phase_before:
+        elif news.phase not in (phase_before, *ROUTINE):
             self._print_plain(news.phase)
 
     def warn(self, text: str) -> None:

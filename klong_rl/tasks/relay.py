@@ -23,10 +23,8 @@ from klong_rl.types import Limits, Task
 
 # Names are single words so that a small tokenizer has one token for each.
 WORDS = (
-    "amber ash aspen bamboo basil bay beech birch briar cactus cedar cherry clover cocoa coral cotton cypress daisy "
-    "ebony elder elm fern fig fir flax ginger hazel heath holly indigo iris ivy jade jasmine juniper kelp laurel "
-    "lemon lilac lily linden lotus maple mint moss myrtle nettle oak olive onyx opal orchid palm pine plum poppy "
-    "reed rose rowan sage sedge teak thyme willow yew"
+    "amber ash bay birch cedar clover coral cotton daisy elder fern fig flax hazel holly iris ivy jade kelp lemon "
+    "lilac maple mint moss oak olive palm pine plum rose sage willow"
 ).split()
 DECOYS = 3
 ONE_IN_HELD_OUT = 5
