@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import redis
 
-from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Full, StaleEpoch, Unavailable, Unknown
+from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Full, StaleEpoch, Unavailable, Unknown, WrongState
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window, encode
 
 pytestmark = pytest.mark.integration
@@ -186,6 +186,25 @@ async def test_the_episode_of_a_dead_judge_comes_back(buffer: Buffer) -> None:
     assert (await buffer.episode("g-0")).verdict.score == 1.0
 
 
+async def test_a_repeated_request_gets_its_old_answer_until_that_is_gone(buffer: Buffer) -> None:
+    await judged(buffer, spec("a"))
+    await buffer.admit(spec("b"))
+    claim = await buffer.claim("actor", request="r")
+    assert await buffer.claim("actor", request="r") == claim == (spec("b"), 1)
+    await buffer.seal("b-0", 1, Outcome(kind="submitted"))
+    taken = await buffer.next_to_judge("judge", request="r")  # another transition's request of the same name
+    assert await buffer.next_to_judge("judge", request="r") == taken
+    await buffer.requeue("b-0", 1, "its snapshot is gone")
+    with pytest.raises(StaleEpoch):
+        await buffer.next_to_judge("judge", request="r")
+    await buffer.drop("b-0", "attempts exhausted")
+    await buffer.close_group("b", [])
+    await buffer.forget("b")
+    for repeated in (buffer.claim("actor", request="r"), buffer.next_to_judge("judge", request="r")):
+        with pytest.raises(Unknown, match="episode b-0"):
+            await repeated
+
+
 async def test_many_actors_get_each_episode_once(buffer: Buffer, server: EmbeddedRedis) -> None:
     for i in range(100):
         await buffer.admit(spec(f"g{i}"))
@@ -225,6 +244,8 @@ async def test_what_is_too_stale_is_dropped_and_counted(buffer: Buffer) -> None:
 async def test_evaluation_scores_outlive_the_episodes(buffer: Buffer) -> None:
     await judged(buffer, spec("eval-s1-a", purpose="eval"), score=0.25)
     await judged(buffer, spec("eval-s2-a", 0, 2, "eval"), spec("eval-s2-a", 1, 2, "eval"), score=0.1)
+    with pytest.raises(WrongState, match="never trained"):
+        await buffer.close_group("eval-s1-a", [window("eval-s1-a", 0)])
     for _ in range(2):
         await buffer.close_group(await buffer.next_group_to_close(), [])
     await buffer.forget("eval-s2-a")

@@ -259,7 +259,7 @@ class BufferMachine(RuleBasedStateMachine):
             self.closed |= set(names)
 
     @precondition(lambda self: self.model.groups)
-    @rule(data=st.data(), n=st.integers(0, 3), age=st.integers(0, 2), amiss=st.integers(0, 9), again=twice)
+    @rule(data=st.data(), n=st.integers(0, 3), age=st.integers(0, 2), amiss=st.integers(0, 5), again=twice)
     def close_group(self, data: st.DataObject, n: int, age: int, amiss: int, again: bool) -> None:
         group = self.model.next_group_to_close()
         if group is None or amiss == 0:

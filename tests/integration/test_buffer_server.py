@@ -150,6 +150,12 @@ def test_a_run_directory_too_deep_for_a_socket(tmp_path: Path) -> None:
         assert server.url == first  # a client that outlived the driver finds the new server
 
 
+async def test_a_run_directory_with_an_odd_name(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "run 1 #2?=%41") as server:
+        async with await Buffer.connect(BufferAddress(server.url, "run")) as buffer:
+            assert await buffer.publish_version() == 1
+
+
 def test_another_servers_socket_is_not_taken(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     with EmbeddedRedis(elsewhere) as other:
