@@ -62,6 +62,7 @@ class Buffer(Reader):
         try:
             (info,) = await connection.read("connect", ("INFO",))
             _check_server(connection.where, info["redis_version"], info["maxmemory_policy"])
+            await connection.load_scripts()
         except BaseException:
             await connection.close()
             raise

@@ -98,6 +98,10 @@ class Connection:
         """The key of these parts, e.g. `klong:{run}:episode:ID`."""
         return self._prefix + ":".join(map(str, parts))
 
+    async def load_scripts(self) -> None:
+        """Makes the transitions known to Redis, lest the first of each sends all its windows twice."""
+        await self.read("load_scripts", *(("SCRIPT LOAD", script.script) for script in self._scripts.values()))
+
     async def transition(self, name: str, *args: str | int | float | bytes) -> list[Any]:
         """What the script answers after its "OK". Raises the `Refused` it answers, or `Unavailable`."""
         script = self._scripts[name]
