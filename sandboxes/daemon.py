@@ -35,7 +35,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(deadline_s):
-                return await loop.run_in_executor(self._threads, lambda: use(self._client()))
+                return await loop.run_in_executor(self._threads, self._use, use)
         except TimeoutError:
             raise InfrastructureFailure(
                 f"Docker did not finish {doing} within {deadline_s:g} s: is the host overloaded?"
@@ -51,11 +51,18 @@ class Daemon:
                 "Start it (systemctl start docker), or name another in sandbox.base_url"
             ) from error
 
+    def _use(self, use: Callable[[docker.APIClient], T]) -> T:
+        client = self._client()
+        try:
+            return use(client)
+        finally:
+            # Idle connections alone: the SDK keeps one per URL, up to 25 a thread, and each container has its own URLs.
+            client.close()
+
     def _client(self) -> docker.APIClient:
         if not hasattr(self._local, "client"):
             settings = {"base_url": self._base_url} if self._base_url else docker.utils.kwargs_from_env()
-            # The SDK keeps an idle connection per URL, and a container's name is in the URL: few are worth keeping.
-            self._local.client = docker.APIClient(version="auto", timeout=SDK_TIMEOUT_S, num_pools=2, **settings)
+            self._local.client = docker.APIClient(version="auto", timeout=SDK_TIMEOUT_S, **settings)
         return self._local.client
 
     def close(self) -> None:

@@ -234,8 +234,7 @@ class DockerSandbox(ShellSandbox):
             )
         return image["Id"]
 
-    async def close(self) -> None:
-        self._hang_up()
+    async def _remove(self) -> None:
         await self._factory.remove(self.name)
 
 

@@ -107,8 +107,7 @@ class ProcessSandbox(ShellSandbox):
             (target / name).unlink(missing_ok=True)
         return str(target)
 
-    async def close(self) -> None:
-        self._hang_up()
+    async def _remove(self) -> None:
         self._kill()
         if self.folder.exists():
             await asyncio.to_thread(shutil.rmtree, self.folder)

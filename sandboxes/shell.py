@@ -136,6 +136,7 @@ class ShellSandbox(ABC):
         self._state = state
         self._script = supervisor_script(work=work, state=state, running=running).encode()
         self._channel: Channel | None = None
+        self._closed = False
         # Waiting for this lock is bounded: each holder has a deadline.
         self._lock = asyncio.Lock()
 
@@ -146,6 +147,10 @@ class ShellSandbox(ABC):
     @abstractmethod
     async def _restart(self) -> Stream:
         """End every process of the sandbox, keep its files, and start it again with a shell."""
+
+    @abstractmethod
+    async def _remove(self) -> None:
+        """End every process and remove every file of the sandbox; fine if it is gone already."""
 
     async def exec(self, command: str, *, timeout_s: float, output_limit: int = 16384) -> ExecResult:
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
@@ -241,6 +246,8 @@ class ShellSandbox(ABC):
 
     async def _reopen(self, *, silent: bool) -> None:
         """The ladder of the module's docstring. Raises AgentFailure when a restarted sandbox has no working shell."""
+        if self._closed:
+            raise InfrastructureFailure(f"the sandbox of {self.episode} was closed")
         if not silent:
             try:
                 return await self._open(await self._join(), blame=AgentFailure)
@@ -262,6 +269,11 @@ class ShellSandbox(ABC):
 
     async def release(self) -> None:
         self._hang_up()
+
+    async def close(self) -> None:
+        self._closed = True
+        self._hang_up()
+        await self._remove()
 
     def _hang_up(self) -> None:
         if self._channel is not None:

@@ -231,7 +231,7 @@ async def test_closing_ends_the_command_that_runs(sandbox):
     await asyncio.sleep(0.3)
     await sandbox.close()
     async with asyncio.timeout(10):
-        with pytest.raises(InfrastructureFailure):
+        with pytest.raises(InfrastructureFailure, match="closed"):
             await running
 
 

@@ -1,5 +1,6 @@
 """What Docker adds: the hardening seen from inside, restarts, adoption across processes, clear errors."""
 
+import os
 import subprocess
 import sys
 import uuid
@@ -140,6 +141,17 @@ async def test_reap_leaves_other_runs_and_strangers_alone_and_close_leaves_nothi
         stranger.remove()
         await other.reap(keep=set())
         await other.close()
+
+
+async def test_closed_sandboxes_leave_no_open_file_behind(factory):
+    open_files = []
+    for epoch in range(3):
+        made = [await factory.create(f"e{index}", epoch, IMAGE, LIMITS) for index in range(3)]
+        await run(made[0], "kill -9 -1")
+        for sandbox in made:
+            await sandbox.close()
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert open_files[1] == open_files[2]
 
 
 async def test_a_missing_image_is_named_with_its_remedy(factory, client):
