@@ -39,8 +39,8 @@ class ProcessSandboxes:
 
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> ProcessSandbox:
         """A fresh directory, copied from `image` where that is a snapshot's path; an older epoch's is removed."""
+        await ProcessSandbox(self, episode).close()
         sandbox = ProcessSandbox(self, episode)
-        await sandbox.close()
         if os.path.isabs(image):
             if not os.path.isdir(image):
                 raise InfrastructureFailure(f"no snapshot at {image}")
