@@ -41,11 +41,17 @@ class Model:
 
 
 def read_hf_config(folder: str) -> dict[str, Any]:
-    """The folder's config.json; UserError if there is none."""
+    """The folder's config.json; UserError if there is none, or if what it describes would be built wrongly."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"model={folder!r} is not a Hugging Face folder: {path} is missing")
-    return json.loads(path.read_text())
+    config = json.loads(path.read_text())
+    # rope_scaling: as transformers 4 wrote it. mbridge 0.15 would build such a model unscaled, without a word.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind != "default":
+        raise UserError(f"model={folder!r} has rope_type={kind!r}, which the bridge can't build; only 'default' works")
+    return config
 
 
 def build(job: LearnerJob) -> Model:

@@ -112,45 +112,42 @@ def _forward(batches: Iterator[Batch], chunk: torch.nn.Module, loss: Callable[..
 
 def _loss(
     logits_BTV: torch.Tensor, *, batch: Batch, objective: Objective, temperature: float, version: int
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, dict[str, Any]]]:
     logprobs_BT = label_logprobs(logits_BTV, batch.labels_BT, temperature)
     result = objective(batch.targets(logprobs_BT))
     logprobs_BT = logprobs_BT.detach()
     # Only tokens that the current weights sampled: on these, learner and sampler should agree to rounding.
     current_BT = (batch.versions_BT == version) & (batch.mask_BT > 0)
     gap_BT = (logprobs_BT - batch.sampler_logprobs_BT).abs() * current_BT
-    report = {
+    sums = {
         **result.sums,
         "loss_sum": result.loss_sum.detach(),
         "weight": result.weight.detach(),
         "action_tokens": batch.mask_BT.sum(),
-        "windows": torch.tensor(float(len(batch.windows))),
+        "windows": len(batch.windows),
         # Of the sampled tokens, so an estimate of the policy's entropy that costs nothing.
         "entropy_estimate": -(logprobs_BT * batch.mask_BT).sum(),
         "gap_sum": gap_BT.sum(),
         "gap_tokens": current_BT.sum(),
-        "max:logprob_gap_max": gap_BT.max(),
     }
+    report = {"sums": sums, "maxima": {"logprob_gap_max": gap_BT.max()}}
     return result.loss_sum, result.weight.to(torch.int), report
 
 
-def _collect(outputs: Sequence[dict[str, torch.Tensor]], maxima: dict[str, float]) -> Sums:
+def _collect(reports: Sequence[dict[str, dict[str, Any]]], maxima: dict[str, float]) -> Sums:
     """This rank's micro-batches as one record. Tensor ranks hold the same numbers, so only the first one has sums."""
     from megatron.core import parallel_state
 
-    sums: dict[str, float] = {}
-    if parallel_state.get_tensor_model_parallel_rank() == 0:
-        for output in outputs:
-            for name, value in output.items():
-                if name.startswith("max:"):
-                    maxima[name[4:]] = max(maxima.get(name[4:], 0.0), float(value))
-                else:
-                    sums[name] = sums.get(name, 0.0) + float(value)
-    return {"sums": sums, "maxima": maxima}
+    if parallel_state.get_tensor_model_parallel_rank() > 0:
+        reports = []
+    floats = [
+        {kind: {name: float(value) for name, value in values.items()} for kind, values in report.items()}
+        for report in reports
+    ]
+    return _add([*floats, {"sums": {}, "maxima": maxima}])
 
 
-def merge(parts: Sequence[Sums]) -> dict[str, float]:
-    """All ranks' records as the metrics of the step: means over target tokens, but for counts, maxima and the loss."""
+def _add(parts: Sequence[Sums]) -> Sums:
     sums: dict[str, float] = {}
     maxima: dict[str, float] = {}
     for part in parts:
@@ -158,6 +155,13 @@ def merge(parts: Sequence[Sums]) -> dict[str, float]:
             sums[name] = sums.get(name, 0.0) + value
         for name, value in part["maxima"].items():
             maxima[name] = max(maxima.get(name, value), value)
+    return {"sums": sums, "maxima": maxima}
+
+
+def merge(parts: Sequence[Sums]) -> dict[str, float]:
+    """All ranks' records as the metrics of the step: means over target tokens, but for counts, maxima and the loss."""
+    whole = _add(parts)
+    sums = whole["sums"]
     tokens, gap_tokens = sums.pop("action_tokens"), sums.pop("gap_tokens")
     metrics = {
         "loss": sums.pop("loss_sum") / max(sums.pop("weight"), 1.0),
@@ -165,7 +169,7 @@ def merge(parts: Sequence[Sums]) -> dict[str, float]:
         "windows": sums.pop("windows"),
         "logprob_gap_mean": sums.pop("gap_sum") / max(gap_tokens, 1.0),
         "logprob_gap_tokens": gap_tokens,
-        **maxima,
+        **whole["maxima"],
     }
     return metrics | {name: value / max(tokens, 1.0) for name, value in sums.items()}
 
