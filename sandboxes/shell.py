@@ -61,10 +61,10 @@ klong_exec() {
   true > "$klong_running"
   klong_end "$1" $klong_status
 }
-klong_gone() {  # a killed process may still be printing: wait for its group, 2 s at most
+klong_gone() {  # a killed process may be in the middle of printing: wait for its group, 0.5 s at most
   read -r klong_group < "$klong_running"
   klong_tries=0
-  while [ $klong_tries -lt 200 ] && kill -0 "-$klong_group"; do
+  while [ $klong_tries -lt 50 ] && kill -0 "-$klong_group"; do
     sleep 0.01
     klong_tries=$((klong_tries + 1))
   done
