@@ -69,10 +69,7 @@ class RelayTasks:
 
 
 def instruction(first: str) -> str:
-    return (
-        f"Follow the clues from the file {first}. Each holds a digit and names the next. "
-        "You forget, so append each digit to notes. At the end copy notes to answer."
-    )
+    return f"Follow the clues from the file {first}. Append each digit to notes. At the end copy notes to answer."
 
 
 def clue(digit: str, following: str | None) -> bytes:

@@ -7,7 +7,7 @@ from klong_rl.cold_start import corpus
 from klong_rl.models.nano import CHAT_TEMPLATE, train_tokenizer
 from klong_rl.tasks.relay import RelayDemonstrator, RelayTasks
 
-SYSTEM = "Solve the task in this shell, one command a turn. Type submit when done."
+SYSTEM = "You have a shell, one command a turn. Type submit when done."
 
 
 @pytest.fixture(scope="session")
