@@ -32,8 +32,8 @@ def load_config(overrides: Sequence[str]) -> tuple[RunConfig, int | None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, rest)) from error
     check(config)
-    if stage is not None and not 1 <= stage <= len(config.curriculum):
-        raise UserError(f"+stage={stage} is unknown; this curriculum has stages 1 to {len(config.curriculum)}")
+    if stage is not None and not 1 <= stage <= len(config.curriculum.stages):
+        raise UserError(f"+stage={stage} is unknown; this curriculum has stages 1 to {len(config.curriculum.stages)}")
     return config, stage
 
 

@@ -146,4 +146,4 @@ class ColdStart:
         return corpus(self._family, self._demonstrator, self._difficulties(), self._config.agent.system)
 
     def _difficulties(self) -> list[int]:
-        return [stage.difficulty for stage in self._config.curriculum]
+        return [stage.difficulty for stage in self._config.curriculum.stages]

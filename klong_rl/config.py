@@ -154,6 +154,13 @@ class StageConfig:
 
 
 @dataclass
+class CurriculumConfig:
+    """The ladder, first rung first."""
+
+    stages: list[StageConfig] = field(default_factory=list)
+
+
+@dataclass
 class RolloutConfig:
     """How much is sampled for one learner step, and how far sampling may run ahead."""
 
@@ -190,7 +197,7 @@ class RunConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
-    curriculum: list[StageConfig] = field(default_factory=list)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     ray_address: str = ""  # of an existing Ray cluster; empty: a local one
     min_free_disk_mb: int = 2048
 
@@ -211,11 +218,11 @@ def check(config: RunConfig) -> None:
         ("learner.checkpoint_every", config.learner.checkpoint_every, 1),
         ("learner.keep_checkpoints", config.learner.keep_checkpoints, 1),
         ("cold_start.steps", config.cold_start.steps, 0),
-        ("curriculum (number of stages)", len(config.curriculum), 1),
+        ("number of curriculum.stages", len(config.curriculum.stages), 1),
     ):
         if value < least:
             raise UserError(f"{name}={value} is too small; use {least} or more")
-    for number, stage in enumerate(config.curriculum, 1):
+    for number, stage in enumerate(config.curriculum.stages, 1):
         for name, value in (("timeout_s", stage.timeout_s), ("max_turns", stage.max_turns), ("steps", stage.steps)):
             if value <= 0:
                 raise UserError(f"curriculum stage {number}: {name}={value} must be positive")

@@ -31,13 +31,13 @@ from klong_rl.config import RunConfig
 from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.fleet import Fleet
+from klong_rl.interrupt import EXIT_CODES, cancel_on_signals
 from klong_rl.monitor.progress import FleetStatus, Progress
-from klong_rl.results import RunLog
+from klong_rl.results import RunLog, show_finished
 from klong_rl.training import Training
 
 STATUS_EVERY_S = 1.0
 TELL_EVERY_STEPS = 10  # of the cold start
-INTERRUPTED, TERMINATED = 130, 143  # exit codes, as a shell gives them
 
 
 def main(overrides: list[str]) -> int:
@@ -51,7 +51,12 @@ def main(overrides: list[str]) -> int:
         try:
             return asyncio.run(Launch(config, run_dir, stage).run())
         except KeyboardInterrupt:
-            return INTERRUPTED
+            return EXIT_CODES[signal.SIGINT]
+
+
+def run_id(run_dir: Path) -> str:
+    """What the run is called outside its directory. The name alone isn't unique on a host: two roots may share it."""
+    return f"{run_dir.name}-{hashlib.blake2b(str(run_dir).encode(), digest_size=3).hexdigest()}"
 
 
 def check_machine(config: RunConfig, run_dir: Path) -> None:
@@ -90,52 +95,42 @@ class Launch:
         self.config = config
         self.run_dir = run_dir
         self.stage = stage
-        # The name alone isn't unique on a host: two run directories may share it.
-        digest = hashlib.blake2b(str(run_dir).encode(), digest_size=3).hexdigest()
-        self.run_id = f"{config.name}-{digest}"
+        self.run_id = run_id(run_dir)
         self.checkpoints = Checkpoints(run_dir, config.learner.keep_checkpoints)
         self.family = instantiate(config.tasks)
-        steps = sum(stage.steps for stage in config.curriculum)
-        self.progress = Progress(f"klong_rl {config.name}", stages=len(config.curriculum), steps=steps)
+        steps = sum(stage.steps for stage in config.curriculum.stages)
+        self.progress = Progress(f"klong_rl {config.name}", stages=len(config.curriculum.stages), steps=steps)
 
     async def run(self) -> int:
         """From start to report, or to the signal that ends it."""
         state = self._where_to_begin()
         if state.finished:
             return self._already_finished(state)
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        signals: list[int] = []
-
-        def interrupt(number: int) -> None:
-            signals.append(number)
-            task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt, number)
-        log = RunLog(self.config, self.run_dir, state, self.progress)
+        signals = cancel_on_signals()
         try:
             async with AsyncExitStack() as stack:
-                await self._train(stack, state, log)
+                log = await self._train(stack, state)
         except asyncio.CancelledError:
             if not signals:
                 raise
-            where = self.checkpoints.newest()
-            again = f"goes on after step {Checkpoints.state(where).step}" if where else "begins at the cold start"
+            newest = self.checkpoints.newest()
+            again = f"goes on after step {Checkpoints.state(newest).step}" if newest else "begins at the cold start"
             self.progress.console.print(f"stopped; launching again on {self.run_dir} {again}")
-            return INTERRUPTED if signals[0] == signal.SIGINT else TERMINATED
-        finally:
-            log.close()
+            return EXIT_CODES[signals[0]]
         log.finish()
         return 0
 
-    async def _train(self, stack: AsyncExitStack, state: RunState, log: RunLog) -> None:
+    async def _train(self, stack: AsyncExitStack, state: RunState) -> RunLog:
+        cold = ColdStart(self.config, self.family)
+        base = cold.base()
+        preflight.check_model_folder(base)
         address = self._start_redis(stack)
         buffer = await self._connect(stack, address)
         sandboxes = self._sandbox_spec()
         await self._clear_leftovers(stack, sandboxes)
         self._start_ray(stack)
         with self.progress:
-            model = await self._cold_start()
+            model = await self._cold_start(cold, base)
             newest = self.checkpoints.newest()
             learner = await self._start_learner(stack, model, address)
             if newest is not None:
@@ -143,10 +138,13 @@ class Launch:
             await self._restore_buffer(buffer, state)
             weights = newest / "hf" if newest is not None else model
             fleet = await self._start_fleet(stack, str(weights), address, sandboxes, state)
+            log = RunLog(self.config, self.run_dir, state, self.progress)
+            stack.callback(log.close)
             training = Training(
                 self.config, state, buffer, fleet, learner, self.family, self.checkpoints, log.step, log.phase
             )
             await self._with_display(training, fleet, log)
+            return log
 
     def _where_to_begin(self) -> RunState:
         """The state of the newest checkpoint, or a fresh one; moved to the stage asked for. Says which."""
@@ -159,7 +157,7 @@ class Launch:
         if newest or self.stage is not None:
             console.print(
                 f"{self.run_dir}: entering stage {state.stage} at step {state.stage_step + 1} of "
-                f"{self.config.curriculum[state.stage - 1].steps}, from {source}"
+                f"{self.config.curriculum.stages[state.stage - 1].steps}, from {source}"
             )
         return state
 
@@ -167,7 +165,7 @@ class Launch:
         self.progress.console.print(
             f"{self.run_dir} is finished ({state.step} steps). To train stage N again: +stage=N; another run: name=NAME"
         )
-        RunLog(self.config, self.run_dir, state, self.progress).show()
+        show_finished(self.run_dir, self.progress)
         return 0
 
     def _start_redis(self, stack: AsyncExitStack) -> BufferAddress:
@@ -212,15 +210,12 @@ class Launch:
         if left:
             self.progress.console.print(f"removed {len(left)} sandboxes that an earlier launch left behind")
 
-    async def _cold_start(self) -> Path:
+    async def _cold_start(self, cold: ColdStart, base: Path) -> Path:
         """The folder that RL starts from: the base checkpoint after SFT on demonstrations, made once."""
         from learners.group import LearnerGroup
         from learners.job import LearnerJob
         from learners.publish import WeightFolder
 
-        cold = ColdStart(self.config, self.family)
-        base = cold.base()
-        preflight.check_model_folder(base)
         if self.config.cold_start.steps == 0:
             return base
         folder = cold.folder(base)

