@@ -3,6 +3,9 @@
 A publish pauses the engine with its requests kept, replaces the weights, discards what the old weights computed (the
 prefix cache, and the KV cache of requests in flight, which vLLM computes again), names the new version and resumes.
 Requests in flight go on; each token is sampled, and its log-prob given, wholly under the version it is stamped with.
+
+Weights that can't be read change nothing. Weights that fail halfway break the engine for good: nothing is sampled from
+a mixture of two versions, and every call says so.
 """
 
 from __future__ import annotations
@@ -11,13 +14,18 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.weight_transfer import SHARED_MEMORY, register
+from actors.weight_transfer import SHARED_MEMORY, check_whole, register
 from klong_rl.config import EngineConfig
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.types import VersionRuns
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 PUBLISH_DEADLINE_S = 120.0
 REQUEST_DEADLINE_S = 600.0
@@ -40,9 +48,11 @@ class Sample:
 class Engine:
     """Start with `await Engine.start(...)`; the model runs in a process of vLLM's own."""
 
-    def __init__(self, llm, end_id: int) -> None:
+    def __init__(self, llm: AsyncLLM, end_id: int) -> None:
         self._llm = llm
         self._end_id = end_id
+        self._requests: set[str] = set()  # in flight
+        self._broken = ""  # why, once it is
         self._publishing = asyncio.Lock()
         self._paused_s = 0.0
         self._paused_since: float | None = None
@@ -50,6 +60,7 @@ class Engine:
 
     @classmethod
     async def start(cls, config: EngineConfig, model: str, end_id: int, version: int, seed: int) -> Engine:
+        """An engine with the weights of the folder `model` as policy `version`; `end_id` ends an action."""
         from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -81,9 +92,8 @@ class Engine:
 
         Raises EngineFailure. Cancelling the call aborts the request.
         """
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         params = SamplingParams(
             temperature=temperature,
@@ -93,43 +103,48 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        final = None
-        try:
-            async with asyncio.timeout(REQUEST_DEADLINE_S):
-                prompt = TokensPrompt(prompt_token_ids=context_T.tolist())
-                async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
-                    final = output.outputs[0]
-        except TimeoutError as error:
-            raise EngineFailure(f"no answer from the engine within {REQUEST_DEADLINE_S:.0f} s") from error
-        except EngineDeadError as error:
-            raise EngineFailure(f"the engine died: {error}") from error
-        if final is None or final.weight_versions is None:
-            raise EngineFailure("the engine ended a request without tokens or without their weight version")
-        tokens_A = np.array(final.token_ids, np.int32)
+        action = (await self._answer(context_T, params)).outputs[0]
+        if action.weight_versions is None:
+            raise EngineFailure("the engine gave tokens without the version of the weights that sampled them")
+        tokens_A = np.array(action.token_ids, np.int32)
         self.sampled_tokens += len(tokens_A)
-        logprobs = [position[token].logprob for position, token in zip(final.logprobs, final.token_ids, strict=True)]
-        versions = tuple((int(span.version), span.end - span.start) for span in final.weight_versions)
-        return Sample(tokens_A, np.array(logprobs, np.float32), versions, final.finish_reason or "")
+        logprobs = [position[token].logprob for position, token in zip(action.logprobs, action.token_ids, strict=True)]
+        versions = tuple((int(span.version), span.end - span.start) for span in action.weight_versions)
+        return Sample(tokens_A, np.array(logprobs, np.float32), versions, action.finish_reason)
+
+    async def logprobs(self, tokens_T: np.ndarray) -> np.ndarray:
+        """Log-prob of each token given those before it, at temperature 1: float32 [T-1]. Raises EngineFailure."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        scored = await self._answer(tokens_T, params)
+        pairs = zip(scored.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
+        return np.array([position[token].logprob for position, token in pairs], np.float32)
 
     async def publish(self, path: str, version: int) -> float:
         """Replace the weights by those at `path` (written by the learner) and go on; returns seconds paused.
 
-        Raises EngineFailure if the engine doesn't get through within PUBLISH_DEADLINE_S.
+        Raises EngineFailure, as do requests in flight and all later calls if it fails, or passes PUBLISH_DEADLINE_S,
+        once the old weights were touched. A file that is absent or cut short is refused before that.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         async with self._publishing:
+            self._refuse_if_broken()
+            try:
+                check_whole(path)
+            except ValueError as error:
+                raise EngineFailure(f"version {version} not published, the old weights stay: {error}") from error
             self._paused_since = began = time.monotonic()
             try:
                 async with asyncio.timeout(PUBLISH_DEADLINE_S):
-                    await self._llm.pause_generation(mode="keep", clear_cache=False)
-                    await self._llm.start_weight_update()
-                    await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
-                    await self._llm.finish_weight_update(weight_version=str(version))
-                    await self._llm.reset_prefix_cache(reset_running_requests=True)
-                    await self._llm.resume_generation()
-            except TimeoutError as error:
-                raise EngineFailure(f"publishing version {version} took over {PUBLISH_DEADLINE_S:.0f} s") from error
+                    await self._replace_weights(path, version)
+            except BaseException as error:
+                late = f"not done within {PUBLISH_DEADLINE_S:.0f} s"
+                why = late if isinstance(error, TimeoutError) else repr(error)
+                self._broken = f"publishing version {version} failed midway, start this engine again: {why}"
+                await self._llm.abort(list(self._requests))
+                if isinstance(error, Exception):
+                    raise EngineFailure(self._broken) from error
+                raise
             finally:
                 self._paused_s, self._paused_since = self.paused_s(), None
             return time.monotonic() - began
@@ -140,21 +155,48 @@ class Engine:
         return self._paused_s + (time.monotonic() - since if since is not None else 0.0)
 
     async def version(self) -> int:
+        """The policy version of the weights in place."""
         return int(await self._llm.get_weight_version())
 
-    async def logprobs(self, tokens_T: np.ndarray) -> np.ndarray:
-        """Log-prob of each token given those before it, at temperature 1: float32 [T-1]."""
-        from vllm import SamplingParams, TokensPrompt
-
-        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        prompt, final = TokensPrompt(prompt_token_ids=tokens_T.tolist()), None
-        async with asyncio.timeout(REQUEST_DEADLINE_S):
-            async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
-                final = output
-        if final is None:
-            raise EngineFailure("the engine ended a scoring request without an answer")
-        pairs = zip(final.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
-        return np.array([position[token].logprob for position, token in pairs], np.float32)
-
     def shutdown(self) -> None:
+        """End the model's process."""
         self._llm.shutdown()
+
+    async def _answer(self, prompt_T: np.ndarray, params: SamplingParams) -> RequestOutput:
+        """The whole answer to one request, never a part of one."""
+        from vllm import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._refuse_if_broken()
+        request, answer = uuid.uuid4().hex, None
+        prompt = TokensPrompt(prompt_token_ids=prompt_T.tolist())
+        self._requests.add(request)
+        try:
+            async with asyncio.timeout(REQUEST_DEADLINE_S):
+                async for output in self._llm.generate(prompt, params, request):
+                    answer = output
+        except TimeoutError as error:
+            raise EngineFailure(f"no answer from the engine within {REQUEST_DEADLINE_S:.0f} s") from error
+        except EngineDeadError as error:
+            raise EngineFailure(f"the engine died: {error}") from error
+        finally:
+            self._requests.discard(request)
+        self._refuse_if_broken()
+        finish = answer.outputs[0].finish_reason if answer else None
+        if finish not in ("stop", "length"):
+            raise EngineFailure(f"the engine ended a request before its answer was whole (finish reason {finish})")
+        return answer
+
+    async def _replace_weights(self, path: str, version: int) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+        await self._llm.finish_weight_update(weight_version=str(version))
+        await self._llm.reset_prefix_cache(reset_running_requests=True)
+        await self._llm.resume_generation()
+
+    def _refuse_if_broken(self) -> None:
+        if self._broken:
+            raise EngineFailure(self._broken)

@@ -12,7 +12,6 @@ Written against vLLM 0.32: `WeightTransferEngine` of `vllm.distributed.weight_tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 SHARED_MEMORY = "klong_shared_memory"
@@ -24,6 +23,19 @@ def register() -> None:
 
     if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(SHARED_MEMORY, __name__, "SharedMemoryEngine")
+
+
+def check_whole(path: str) -> None:
+    """Raise ValueError for a weights file that is absent or cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):  # compares the header with the file's length, and reads no tensor
+            pass
+    except FileNotFoundError as error:
+        raise ValueError(f"weights {path} are gone; were they replaced before this update?") from error
+    except SafetensorError as error:
+        raise ValueError(f"weights {path} are damaged: {error}") from error
 
 
 def __getattr__(name: str) -> Any:
@@ -65,10 +77,11 @@ def _engine_class() -> type:
             self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
-            if not Path(update_info.path).exists():
-                raise FileNotFoundError(f"weights {update_info.path} are gone; were they replaced before this update?")
             with safe_open(update_info.path, framework="pt") as tensors:
                 self.model.load_weights((name, tensors.get_tensor(name)) for name in tensors.keys())
+            lacking = _not_loaded(self.model)
+            if lacking:
+                raise ValueError(f"{update_info.path} lacks weights of {len(lacking)} layers, the first: {lacking[0]}")
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
@@ -80,17 +93,33 @@ def _engine_class() -> type:
     return SharedMemoryEngine
 
 
-def _refresh_tied_head(model: Any) -> None:
-    """Point a tied output head at the new embedding.
+def _is_tied_head(model: Any, layer: Any) -> bool:
+    return getattr(model.config, "tie_word_embeddings", False) and layer is getattr(model, "lm_head", None)
 
-    On a CPU vLLM prepacks the head's matrix once and keeps the copy; with tied embeddings the reload replaces the
-    embedding and leaves that copy behind (vLLM 0.32), so the head is processed again from its new weight.
+
+def _not_loaded(model: Any) -> list[str]:
+    """Layers that a reload under way has not got all weights of: vLLM would finish it with old or arbitrary ones."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    lacking = []
+    for name, layer in model.named_modules():
+        reload = get_layerwise_info(layer)
+        expects = reload.can_load() and any(True for _ in layer.parameters(recurse=False))
+        # An embedding's padding is in no file, so that one never counts as complete; it has one tensor.
+        padded = isinstance(layer, VocabParallelEmbedding) and reload.load_numel > 0
+        if expects and not padded and not _is_tied_head(model, layer):
+            lacking.append(name)
+    return lacking
+
+
+def _refresh_tied_head(model: Any) -> None:
+    """Pack a tied output head again, from the new embedding.
+
+    On a CPU vLLM packs the head's matrix when it loads a model and multiplies with that copy ever after. A reload of
+    tied embeddings renews the embedding and, as the checkpoint has no tensor of the head's own, leaves the copy behind
+    (vLLM 0.32): log-probs of neither the old weights nor the new. On a GPU this does nothing.
     """
-    head, body = getattr(model, "lm_head", None), getattr(model, "model", None)
-    embedding = getattr(body, "embed_tokens", None)
-    if head is None or embedding is None or not getattr(model.config, "tie_word_embeddings", False):
-        return
-    method = getattr(head, "quant_method", None)
-    head.weight = embedding.weight
-    if method is not None and hasattr(method, "process_weights_after_loading"):
-        method.process_weights_after_loading(head)
+    for layer in model.modules():
+        if _is_tied_head(model, layer):
+            layer.quant_method.process_weights_after_loading(layer)
