@@ -113,13 +113,15 @@ class Buffer(Reader):
         answer = await self._redis.transition("requeue", episode, epoch, reason, int(keep_segments))
         return answer[0]
 
-    async def requeue_running(self, reason: str, keep_segments: bool = False, request: str = "") -> int:
-        """Gives back what runs, when no holder can be left: a new driver on an old run. How many; not failures.
+    async def requeue_running(
+        self, reason: str, keep_segments: bool = False, and_sealed: bool = False, request: str = ""
+    ) -> int:
+        """Gives back whatever is running, when no holder can be left: a new driver on an old run. Not a failure.
 
-        What judges held can be judged again at once.
+        What judges hold is judged again at once; with `and_sealed`, its sandboxes being gone, it is given back too.
         """
         answer = await self._redis.transition(
-            "requeue_running", reason, _named("requeue_running", request), int(keep_segments)
+            "requeue_running", reason, _named("requeue_running", request), int(keep_segments), int(and_sealed)
         )
         return answer[0]
 
@@ -170,16 +172,17 @@ class Buffer(Reader):
 
     # Training
 
-    async def lease(self, step: int, n_groups: int, max_staleness: int) -> list[WindowRef]:
+    async def lease(self, step: int, n_groups: int, oldest_version: int) -> list[WindowRef]:
         """The windows of `n_groups` whole groups for a step, those closed first coming first.
 
-        Windows whose oldest token is more than `max_staleness` versions old are dropped and counted on the way; a group
+        Windows with a token sampled before `oldest_version` are dropped as stale and counted on the way; a group
         left without windows is consumed. If fewer than `n_groups` groups are left, the answer is empty and nothing is
         leased. The same step again gets the same windows. Raises Committed for a step already committed.
         """
-        if n_groups < 1 or step < 0 or max_staleness < 0:
-            raise ValueError(f"lease(step={step}, n_groups={n_groups}, max_staleness={max_staleness}): too small")
-        return [decode(ref, WindowRef) for ref in await self._redis.transition("lease", step, n_groups, max_staleness)]
+        if n_groups < 1 or step < 0 or oldest_version < 0:
+            raise ValueError(f"lease(step={step}, n_groups={n_groups}, oldest_version={oldest_version}): too small")
+        refs = await self._redis.transition("lease", step, n_groups, oldest_version)
+        return [decode(ref, WindowRef) for ref in refs]
 
     async def commit(self, step: int) -> int:
         """Consumes the leases of `step` and before, once its checkpoint is durable; the groups newly consumed.

@@ -137,6 +137,11 @@ class Reader:
         (found,) = await self._redis.read("refs", ("LRANGE", self._key("refs", group), 0, -1))
         return [decode(ref, WindowRef) for ref in found]
 
+    async def committed_step(self) -> int:
+        """The newest step whose leases are consumed for good; -1 before the first."""
+        (step,) = await self._redis.read("committed_step", ("GET", self._key("committed")))
+        return int(step) if step is not None else -1
+
     async def policy_version(self) -> int:
         """The newest policy version; 0 before the first."""
         (version,) = await self._redis.read("policy_version", ("GET", self._key("version")))

@@ -80,9 +80,12 @@ class Rules(RunState):
             self._back_to_queue(e, reason, keep_segments)
         return e.failures
 
-    def requeue_running(self, reason: str, request: str, keep_segments: bool = False) -> int:
+    def requeue_running(
+        self, reason: str, request: str, keep_segments: bool = False, and_sealed: bool = False
+    ) -> int:
         if request not in self.receipts:
-            running = [e for e in self.episodes.values() if e.state == "running"]
+            states = ("running", "sealed") if and_sealed else ("running",)
+            running = [e for e in self.episodes.values() if e.state in states]
             for e in running:
                 self._back_to_queue(e, reason, keep_segments)
             for e in self.episodes.values():
@@ -156,13 +159,13 @@ class Rules(RunState):
 
     # Training
 
-    def lease(self, step: int, n_groups: int, max_staleness: int) -> list[WindowRef]:
+    def lease(self, step: int, n_groups: int, oldest_version: int) -> list[WindowRef]:
         if step <= self.committed:
             raise Committed(step, self.committed)
         if step not in self.leases:
             picked: list[str] = []
             for name in self._ready():
-                if len(picked) < n_groups and self._freshen(self.groups[name], self.version - max_staleness):
+                if len(picked) < n_groups and self._freshen(self.groups[name], oldest_version):
                     picked.append(name)
             if len(picked) < n_groups:
                 return []

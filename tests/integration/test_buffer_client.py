@@ -115,7 +115,7 @@ async def test_an_episode_from_admission_to_consumption(buffer: Buffer) -> None:
 
     assert await buffer.close_group("g", [window("g", 0), window("g", 1)])
     assert await buffer.ready() == (2, 9, 1)
-    refs = await buffer.lease(0, 1, max_staleness=4)
+    refs = await buffer.lease(0, 1, oldest_version=0)
     assert refs[1] == refs[1].of(window("g", 1)) and refs[1].n_tokens == 5 and refs[1].n_targets == 2
     found = await buffer.windows(["g/w1", "g/w0"])
     assert [encode(w) for w in found] == [encode(window("g", 1)), encode(window("g", 0))]
@@ -134,7 +134,7 @@ async def test_an_episode_from_admission_to_consumption(buffer: Buffer) -> None:
 async def test_forgetting_leaves_no_payload_behind(buffer: Buffer, server: EmbeddedRedis) -> None:
     await judged(buffer, spec("g"))
     await buffer.close_group("g", [window("g", 0), window("g", 1, version=-9)])
-    await buffer.lease(0, 1, max_staleness=4)
+    await buffer.lease(0, 1, oldest_version=0)
     await buffer.commit(0)
     await buffer.forget("g")
     client = redis.Redis(unix_socket_path=server.url.removeprefix("unix://"), decode_responses=True)
@@ -221,13 +221,13 @@ async def test_the_learner_comes_back_to_what_it_had_not_saved(buffer: Buffer) -
     for name in "abcd":
         await judged(buffer, spec(name))
         await buffer.close_group(name, [window(name, 0)])
-    leases = [[ref.group for ref in await buffer.lease(step, 1, max_staleness=9)] for step in range(3)]
+    leases = [[ref.group for ref in await buffer.lease(step, 1, oldest_version=0)] for step in range(3)]
     assert leases == [["a"], ["b"], ["c"]]
     assert await buffer.commit(0) == 1
     assert await buffer.rollback(0) == 2  # restored from the checkpoint of step 0
-    assert [ref.group for ref in await buffer.lease(1, 2, max_staleness=9)] == ["b", "c"]
-    assert [ref.group for ref in await buffer.lease(2, 1, max_staleness=9)] == ["d"]
-    assert await buffer.lease(3, 1, max_staleness=9) == []
+    assert [ref.group for ref in await buffer.lease(1, 2, oldest_version=0)] == ["b", "c"]
+    assert [ref.group for ref in await buffer.lease(2, 1, oldest_version=0)] == ["d"]
+    assert await buffer.lease(3, 1, oldest_version=0) == []
 
 
 async def test_what_is_too_stale_is_dropped_and_counted(buffer: Buffer) -> None:
@@ -236,7 +236,7 @@ async def test_what_is_too_stale_is_dropped_and_counted(buffer: Buffer) -> None:
     await buffer.close_group("a", [window("a", 0, version=0), window("a", 1, version=3)])
     await buffer.close_group("b", [window("b", 0, version=4)])
     assert await buffer.publish_version(floor=4) == 5
-    assert [ref.id for ref in await buffer.lease(0, 2, max_staleness=2)] == ["a/w1", "b/w0"]
+    assert [ref.id for ref in await buffer.lease(0, 2, oldest_version=3)] == ["a/w1", "b/w0"]
     assert (await buffer.counts()).windows == {"leased": 2, "stale": 1}
     assert await buffer.ready() == (0, 0, 0)
 
@@ -315,10 +315,10 @@ async def test_at_the_memory_limit_new_episodes_wait_and_the_others_free_memory(
             await buffer.verdict("a-0", 1, Verdict(score=1.0))
             assert len((await buffer.group("a"))[0].segments) == next(seqs)
             await buffer.close_group("a", [window("a", 0)])
-            await buffer.lease(0, 1, max_staleness=9)
+            await buffer.lease(0, 1, oldest_version=0)
             await buffer.publish_version()
             await buffer.rollback(-1)
-            await buffer.lease(0, 1, max_staleness=9)
+            await buffer.lease(0, 1, oldest_version=0)
             await buffer.commit(0)
             await buffer.forget("a")
             assert (await buffer.claim("actor")).spec.id == "b-0"
@@ -336,7 +336,7 @@ async def test_all_keys_of_a_run_lie_in_one_slot_of_a_cluster(tmp_path: Path) ->
             for name in "ab":
                 await judged(buffer, spec(name))
                 await buffer.close_group(name, [window(name, 0), window(name, 1)])
-            await buffer.lease(0, 1, max_staleness=9)
+            await buffer.lease(0, 1, oldest_version=0)
             assert len(await buffer.windows(["a/w0", "b/w1"])) == 2
             await buffer.commit(0)
             await buffer.forget("a")

@@ -202,13 +202,13 @@ class BufferMachine(RuleBasedStateMachine):
         self.both("requeue", args, lambda: self.model.requeue(*args), again)
 
     @precondition(in_state("running", "sealed"))
-    @rule(name=requests, keep=st.booleans(), rare=st.integers(0, 3), again=twice)
-    def requeue_running(self, name: str | None, keep: bool, rare: int, again: bool) -> None:
+    @rule(name=requests, keep=st.booleans(), sealed=st.booleans(), rare=st.integers(0, 3), again=twice)
+    def requeue_running(self, name: str | None, keep: bool, sealed: bool, rare: int, again: bool) -> None:
         if rare:
             return
         request = self.request(name)
-        model = lambda: self.model.requeue_running("restart", f"requeue_running:{request}", keep)  # noqa: E731
-        self.both("requeue_running", ("restart", keep, request), model, again)
+        model = lambda: self.model.requeue_running("restart", f"requeue_running:{request}", keep, sealed)  # noqa: E731
+        self.both("requeue_running", ("restart", keep, sealed, request), model, again)
 
     @precondition(in_state("queued", "running", "sealed"))
     @rule(data=st.data(), age=st.one_of(st.none(), ages), again=twice)
@@ -269,23 +269,23 @@ class BufferMachine(RuleBasedStateMachine):
         reused = data.draw(st.sampled_from(sorted(self.model.windows))) if amiss == 2 and self.model.windows else None
         self.close(group, n, max(0, self.model.version - age), reused, again)
 
-    def staleness_that_keeps(self, keep: str) -> int:
+    def oldest_that_keeps(self, keep: str) -> int:
         """A bound that takes all windows, the newest ones of the next group alone, or current ones alone."""
         groups = [group for group in self.model.groups.values() if group.state == "ready"]
         if keep == "newest" and groups:
             following = min(groups, key=lambda group: group.order)
-            return max(0, self.model.version - max(ref.oldest_version for ref in following.refs))
-        return 0 if keep == "0" else 9
+            return max(ref.oldest_version for ref in following.refs)
+        return self.model.version if keep == "0" else 0
 
     @rule(past=st.integers(0, 1))
     def lease_what_is_committed(self, past: int) -> None:
         if (step := self.model.committed - past) >= 0:
-            assert isinstance(self.both("lease", (step, 1, 9), lambda: self.model.lease(step, 1, 9)), Refusal)
+            assert isinstance(self.both("lease", (step, 1, 0), lambda: self.model.lease(step, 1, 0)), Refusal)
 
     @precondition(lambda self: self.model.ready().n_groups or self.model.leases)
     @rule(step=steps, n_groups=st.sampled_from([1, 1, 2]), keep=st.sampled_from(["all", "newest", "0"]), again=twice)
     def lease(self, step: int, n_groups: int, keep: str, again: bool) -> None:
-        args = (step, n_groups, self.staleness_that_keeps(keep))
+        args = (step, n_groups, self.oldest_that_keeps(keep))
         refs = self.both("lease", args, lambda: self.model.lease(*args), again)
         if not refs or isinstance(refs, Refusal):
             return

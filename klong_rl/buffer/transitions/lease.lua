@@ -1,6 +1,6 @@
--- ARGV: step, n_groups, max_staleness. Answers the window references of n_groups groups, those closed first coming
+-- ARGV: step, n_groups, oldest_version. Answers the window references of n_groups groups, those closed first coming
 -- first. With fewer fresh groups than that nothing is leased. A step leased before gets what it got.
-local step, n_groups, max_staleness = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local step, n_groups, oldest = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local committed = counter("committed", "-1")
 if tonumber(step) <= committed then return {"COMMITTED", step, integer(committed)} end
 
@@ -42,7 +42,6 @@ end
 
 local before = redis.call("LRANGE", key("lease", step), 0, -1)
 if #before > 0 then return answer(before) end
-local oldest = counter("version", "0") - max_staleness
 local groups = {}
 for _, group in ipairs(redis.call("ZRANGE", key("ready"), 0, -1)) do
   if #groups == n_groups then break end

@@ -153,6 +153,15 @@ def test_after_a_restart_what_a_judge_held_is_judged_again(rules: Rules) -> None
     assert rules.next_to_judge("judge", 1000, "b", now_ms=1).epoch == 1
 
 
+def test_a_restart_that_lost_the_sandboxes_gives_back_what_waits_to_be_judged(rules: Rules) -> None:
+    rules.admit(spec("g"))
+    rules.claim("actor", "r")
+    rules.seal("g0", 1, SUBMITTED)
+    assert rules.requeue_running("restart", "x", and_sealed=True) == 1
+    assert rules.claim("actor", "s").epoch == 2
+    assert rules.episodes["g0"].failures == 0
+
+
 def test_an_outcome_and_a_verdict_stand(rules: Rules) -> None:
     rules.admit(spec("g"))
     rules.claim("actor", "r")
@@ -218,37 +227,37 @@ def test_evaluation_is_scored_and_never_trained(rules: Rules) -> None:
 
 def test_a_lease_takes_whole_groups_or_nothing(rules: Rules) -> None:
     closed(rules, "a", "b", "c")
-    assert rules.lease(0, 4, max_staleness=9) == [] and rules.leases == {}
-    assert [ref.group for ref in rules.lease(0, 2, max_staleness=9)] == ["a", "b"]
-    assert [ref.group for ref in rules.lease(0, 1, max_staleness=9)] == ["a", "b"]  # the same step, the same windows
-    assert [ref.group for ref in rules.lease(1, 1, max_staleness=9)] == ["c"]
+    assert rules.lease(0, 4, oldest_version=0) == [] and rules.leases == {}
+    assert [ref.group for ref in rules.lease(0, 2, oldest_version=0)] == ["a", "b"]
+    assert [ref.group for ref in rules.lease(0, 1, oldest_version=0)] == ["a", "b"]  # the same step, the same windows
+    assert [ref.group for ref in rules.lease(1, 1, oldest_version=0)] == ["c"]
 
 
-def test_staleness_counts_versions_since_the_oldest_token(rules: Rules) -> None:
+def test_a_window_is_as_old_as_its_oldest_token(rules: Rules) -> None:
     closed(rules, "a", version=0)
     closed(rules, "b", version=1)
     rules.publish_version(2, "r")
     assert rules.version == 3
-    assert [ref.group for ref in rules.lease(0, 1, max_staleness=2)] == ["b"]
+    assert [ref.group for ref in rules.lease(0, 1, oldest_version=1)] == ["b"]
     assert rules.counts().windows == {"leased": 1, "stale": 1} and rules.consumed() == ["a"]
 
 
 def test_what_was_not_committed_is_given_out_again_in_its_old_order(rules: Rules) -> None:
     closed(rules, "a", "b", "c")
     for step in range(3):
-        rules.lease(step, 1, max_staleness=9)
+        rules.lease(step, 1, oldest_version=0)
     assert rules.commit(0) == 1 and rules.commit(0) == 0
     assert rules.rollback(0) == 2 and rules.rollback(0) == 0
-    assert [ref.group for ref in rules.lease(1, 2, max_staleness=9)] == ["b", "c"]
+    assert [ref.group for ref in rules.lease(1, 2, oldest_version=0)] == ["b", "c"]
 
 
 def test_what_was_committed_is_not(rules: Rules) -> None:
     closed(rules, "a", "b")
-    rules.lease(1, 1, max_staleness=9)
+    rules.lease(1, 1, oldest_version=0)
     rules.commit(5)
     assert rules.committed == 1  # the newest step that was leased
     with pytest.raises(Committed, match="committed for good"):
-        rules.lease(1, 1, max_staleness=9)
+        rules.lease(1, 1, oldest_version=0)
     with pytest.raises(Committed, match="restore the checkpoint of step 1 or later"):
         rules.rollback(0)
     assert rules.consumed() == ["a"]
@@ -265,7 +274,7 @@ def test_only_what_is_consumed_can_be_forgotten_and_it_is_not_admitted_again(rul
     closed(rules, "a")
     with pytest.raises(WrongState, match="ready"):
         rules.forget("a")
-    rules.lease(0, 1, max_staleness=9)
+    rules.lease(0, 1, oldest_version=0)
     rules.commit(0)
     assert rules.forget("a") and not rules.forget("a")
     assert not rules.admit(spec("a"))
