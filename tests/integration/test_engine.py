@@ -137,7 +137,7 @@ async def test_a_request_in_flight_goes_on_and_each_part_is_its_versions_own(pol
     requests = [asyncio.create_task(policy.engine.sample(tokens, LONG, 1.0)) for tokens in contexts]
     seed = 30
     while not all(request.done() for request in requests):
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         await policy.publish(seed := seed + 1)
     samples = [await request for request in requests]
     assert max(len(sample.versions) for sample in samples) >= 2
