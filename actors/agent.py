@@ -25,6 +25,7 @@ from klong_rl.types import EpisodeSpec, Outcome, Turn
 from klong_rl.windows import ContextOverflow, ContextRule, context_start
 
 SUBMIT = "submit"
+CLOCK_TICK_S = 0.01  # active time may stand still (a publish), so the rest of it is waited for in steps no shorter
 Stream = Callable[[Turn], Awaitable[None]]
 
 
@@ -74,7 +75,7 @@ class Agent:
         )
         try:
             while not request.done() and clock.seconds() < left_s:
-                await asyncio.wait([request], timeout=max(0.0, left_s - clock.seconds()))
+                await asyncio.wait([request], timeout=max(CLOCK_TICK_S, left_s - clock.seconds()))
             return request.result() if request.done() else None
         finally:
             request.cancel()

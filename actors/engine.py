@@ -35,6 +35,10 @@ class EngineFailure(InfrastructureFailure):
     """The engine died or did not answer in time; episodes it was running are retried elsewhere."""
 
 
+class EngineBroken(EngineFailure):
+    """The engine is gone for good: its process ended, or its weights are half replaced."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """What one request gave. `finish` is vLLM's reason: "stop" or "length"."""
@@ -143,7 +147,7 @@ class Engine:
                 self._broken = f"publishing version {version} failed midway, start this engine again: {why}"
                 await self._llm.abort(list(self._requests))
                 if isinstance(error, Exception):
-                    raise EngineFailure(self._broken) from error
+                    raise EngineBroken(self._broken) from error
                 raise
             finally:
                 self._paused_s, self._paused_since = self.paused_s(), None
@@ -178,7 +182,7 @@ class Engine:
         except TimeoutError as error:
             raise EngineFailure(f"no answer from the engine within {REQUEST_DEADLINE_S:.0f} s") from error
         except EngineDeadError as error:
-            raise EngineFailure(f"the engine died: {error}") from error
+            raise EngineBroken(f"the engine died: {error}") from error
         finally:
             self._requests.discard(request)
         self._refuse_if_broken()
@@ -199,4 +203,4 @@ class Engine:
 
     def _refuse_if_broken(self) -> None:
         if self._broken:
-            raise EngineFailure(self._broken)
+            raise EngineBroken(self._broken)

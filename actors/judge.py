@@ -18,6 +18,7 @@ import msgspec
 from hydra.utils import instantiate
 
 from actors.crew import Crew
+from actors.retry import drop, give_back, remove
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
 from klong_rl import advantages
@@ -79,31 +80,36 @@ class JudgeActor:
 
     async def _judge(self, job: ToJudge) -> None:
         episode, epoch = job.spec.id, job.epoch
-        sandbox = await self._sandboxes.adopt(episode)
         try:
-            if sandbox is None:
-                raise InfrastructureFailure(f"the sandbox of episode {episode} is gone")
-            async with asyncio.timeout(self._config.judge.grading_timeout_s):
-                verdict = await self._score(job, sandbox)
+            try:
+                async with asyncio.timeout(self._config.judge.grading_timeout_s):
+                    verdict = await self._score(job)
+            except TimeoutError as error:
+                limit_s = self._config.judge.grading_timeout_s
+                raise InfrastructureFailure(f"grading took over judge.grading_timeout_s={limit_s:g}") from error
             await self._buffer.verdict(episode, epoch, verdict)
         except StaleEpoch as stale:
             log.warning("episode %s was taken back while it was judged: %s", episode, stale)
         except TaskFailure as failure:
             log.warning("task %s is dropped: %s", job.spec.task.id, failure)
-            await self._buffer.drop(episode, "task: can't be scored", epoch)
-        except (InfrastructureFailure, TimeoutError) as failure:
-            log.warning("episode %s could not be judged: %s", episode, failure or "grading timed out")
-            failures = await self._buffer.requeue(episode, epoch, "not judged")
-            if failures >= self._config.agent.max_attempts:
-                await self._buffer.drop(episode, f"gave up after {failures} attempts: not judged")
-        if sandbox is not None:
-            await sandbox.close()
+            await drop(self._buffer, episode, epoch, "task: can't be scored")
+        except InfrastructureFailure as failure:
+            log.warning("episode %s could not be judged: %s", episode, failure)
+            await give_back(self._buffer, episode, epoch, "not judged", self._config.agent.max_attempts)
 
-    async def _score(self, job: ToJudge, sandbox) -> Verdict:
+    async def _score(self, job: ToJudge) -> Verdict:
+        """The verdict on an episode; its sandbox is removed, whatever comes of it."""
+        sandbox = None
         try:
+            sandbox = await self._sandboxes.adopt(job.spec.id)
+            if sandbox is None:
+                raise InfrastructureFailure(f"the sandbox of episode {job.spec.id} is gone")
             return await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
         except AgentFailure as failure:
             return Verdict(score=0.0, evidence={"agent_failure": str(failure)})
+        finally:
+            if sandbox is not None:
+                await remove(sandbox)
 
 
 def windows_of(members: list[Member]) -> list[Window]:

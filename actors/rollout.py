@@ -2,7 +2,7 @@
 
     claim ──▶ sandbox ──▶ agent: turn ─append▶ turn ─append▶ ... ──▶ seal      the judge takes the sandbox from there
       │                     │
-      │                     └ infrastructure failure: requeue (dropped after `agent.max_attempts`)
+      │                     └ infrastructure failure: requeue (dropped after `agent.max_attempts`), rest a while
       └ nothing queued: look again
 
 Waits: for a claim (an empty queue is normal, looked at each IDLE_S), for the sandbox and the engine (deadlines of their
@@ -19,10 +19,11 @@ from typing import Any
 
 from actors.agent import Agent
 from actors.crew import Crew
-from actors.engine import Engine
+from actors.engine import Engine, EngineBroken
+from actors.retry import drop, give_back, remove
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
-from klong_rl.buffer import Buffer, Claim, StaleEpoch
+from klong_rl.buffer import Buffer, Claim, Full, StaleEpoch
 from klong_rl.chat import ChatFormat
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.types import Outcome, Segment, Turn
@@ -30,14 +31,18 @@ from klong_rl.windows import ContextRule
 
 log = logging.getLogger(__name__)
 
+SEEDS_APART = 1_000_003  # between the engines of a run
+REST_S, REST_AT_MOST_S = 0.5, 30.0  # of a slot after a failure of ours, doubled each time in a row
+
 
 class RolloutActor:
     """Started by the driver as an async Ray actor: `await start()`, then `run()` until `stop()`."""
 
-    def __init__(self, settings: ActorSettings, name: str) -> None:
+    def __init__(self, settings: ActorSettings, name: str, index: int) -> None:
         self._settings = settings
         self._config = settings.config
-        self._name = name
+        self._name, self._index = name, index
+        self._failures_in_a_row = 0
         self._warnings = KeptWarnings()
         self._cleanup = AsyncExitStack()
         self._crew = Crew(settings.config.actors.episodes, self._claim, self._attempt)
@@ -47,7 +52,9 @@ class RolloutActor:
         config = self._config
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
         chat = ChatFormat(self._settings.model)
-        self._engine = await Engine.start(config.engine, str(self._settings.model), chat.end_id, version, config.seed)
+        # Each engine its own seed: with one for all, members of a group would be copies of each other.
+        seed = config.seed + SEEDS_APART * self._index
+        self._engine = await Engine.start(config.engine, str(self._settings.model), chat.end_id, version, seed)
         self._cleanup.callback(self._engine.shutdown)
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
@@ -81,35 +88,59 @@ class RolloutActor:
         await self._cleanup.aclose()
 
     async def _claim(self) -> Claim | None:
-        return await self._buffer.claim(self._name)
+        try:
+            return await self._buffer.claim(self._name)
+        except Full as full:
+            log.warning("no new episodes for now: %s", full)
+            return None
 
     async def _attempt(self, claim: Claim) -> None:
         """One attempt at an episode, from claim to seal, requeue or drop."""
         episode, epoch = claim.spec.id, claim.epoch
-        sandbox = None
         try:
-            async with asyncio.timeout(self._config.sandbox.setup_timeout_s) as setup:
-                sandbox = await self._sandboxes.create(episode, epoch, claim.spec.task.image, claim.spec.task.limits)
-                await sandbox.write_many(claim.spec.task.files)
-            outcome = await self._act(claim, sandbox)
-            await self._buffer.seal(episode, epoch, outcome)
-            await sandbox.release()
-            sandbox = None
+            await self._play(claim)
+            self._failures_in_a_row = 0
         except StaleEpoch as stale:
             log.warning("episode %s goes on elsewhere: %s", episode, stale)
         except TaskFailure as failure:
             log.warning("task %s is dropped: %s", claim.spec.task.id, failure)
-            await self._buffer.drop(episode, f"task: {type(failure).__name__}", epoch)
-        except (InfrastructureFailure, TimeoutError) as failure:
-            what = f"no sandbox in {self._config.sandbox.setup_timeout_s:g} s" if setup.expired() else failure
-            log.warning("episode %s, attempt %d: %s", episode, epoch, what)
-            await self._give_back(episode, epoch, type(failure).__name__)
-        except asyncio.CancelledError:
-            await self._buffer.requeue(episode, epoch, "actor stopped")
+            await drop(self._buffer, episode, epoch, "task: can't be set up")
+        except InfrastructureFailure as failure:
+            log.warning("episode %s, attempt %d: %s", episode, epoch, failure)
+            await give_back(self._buffer, episode, epoch, type(failure).__name__, self._config.agent.max_attempts)
+            if isinstance(failure, EngineBroken):
+                raise
+            # The slot rests, longer each time in a row, so that what is broken doesn't eat up the queue.
+            self._failures_in_a_row += 1
+            await asyncio.sleep(min(REST_AT_MOST_S, REST_S * 2**self._failures_in_a_row))
+
+    async def _play(self, claim: Claim) -> None:
+        """Set up, act, seal; the sandbox is left for the judge, or removed if it doesn't come to that."""
+        sandbox = await self._set_up(claim)
+        try:
+            outcome = await self._act(claim, sandbox)
+            await self._buffer.seal(claim.spec.id, claim.epoch, outcome)
+        except BaseException:
+            await remove(sandbox)
             raise
-        finally:
+        await sandbox.release()
+
+    async def _set_up(self, claim: Claim) -> Any:
+        """A sandbox with the task's files, within `sandbox.setup_timeout_s`."""
+        task, limit_s, sandbox = claim.spec.task, self._config.sandbox.setup_timeout_s, None
+        try:
+            async with asyncio.timeout(limit_s):
+                sandbox = await self._sandboxes.create(claim.spec.id, claim.epoch, task.image, task.limits)
+                await sandbox.write_many(task.files)
+                return sandbox
+        except BaseException as error:
             if sandbox is not None:
-                await sandbox.close()
+                await remove(sandbox)
+            if isinstance(error, TimeoutError):
+                raise InfrastructureFailure(f"no sandbox within sandbox.setup_timeout_s={limit_s:g}") from error
+            if isinstance(error, AgentFailure):  # no agent has acted yet
+                raise InfrastructureFailure(f"the sandbox broke as it was set up: {error}") from error
+            raise
 
     async def _act(self, claim: Claim, sandbox) -> Outcome:
         """Run the agent, each turn a segment in the buffer before the next one begins."""
@@ -129,8 +160,3 @@ class RolloutActor:
             return await self._agent.run(claim.spec, prefix_P, sandbox, stream)
         except AgentFailure as failure:
             return Outcome(kind="broken", detail=str(failure))
-
-    async def _give_back(self, episode: str, epoch: int, reason: str) -> None:
-        failures = await self._buffer.requeue(episode, epoch, reason)
-        if failures >= self._config.agent.max_attempts:
-            await self._buffer.drop(episode, f"gave up after {failures} attempts: {reason}")

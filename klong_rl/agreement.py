@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, WindowRef
 
 WINDOWS_MEASURED = 4  # after each publish: some hundred tokens, a fraction of a second
@@ -52,7 +52,7 @@ async def measure_gap(buffer: Buffer, fleet: Any, learner: Any, refs: Sequence[W
     """Learner against every engine on the shortest windows of `refs`, both under the weights just published."""
     chosen = sorted(refs, key=lambda ref: ref.n_tokens)[:WINDOWS_MEASURED]
     windows = await buffer.windows([ref.id for ref in chosen])
-    ours = await asyncio.to_thread(learner.logprobs, chosen, windows)
+    ours = await in_thread(learner.logprobs, chosen, windows, 1.0, stop=learner.shutdown)
     gap = Gap()
     for window in windows:
         targets_T = window.targets_T == 1

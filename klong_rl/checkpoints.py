@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import shutil
 from collections.abc import Callable
@@ -20,17 +21,34 @@ STATE_FILE = "state.json"
 
 
 class RunState(msgspec.Struct, kw_only=True):
-    """Where a run stands. `step` counts finished learner steps over all stages; `stage_step` those of `stage`."""
+    """Where a run stands. `step` counts finished learner steps over all stages; `stage_step` those of `stage`.
+
+    A version that was published after the checkpoint which the run went back to is not of its `lineage`, and its number
+    is never used again.
+    """
 
     stage: int = 1
     stage_step: int = 0
     step: int = 0
-    version: int = 0
+    lineage: list[int] = []  # policy versions published so far, oldest first: only those that survive
     wall_s: float = 0.0
     evals: dict[str, float] = {}  # "cold-s3", "before-s2", "after-s2": mean held-out reward
     rewards: dict[str, list[float]] = {}  # stage: mean training reward of each step
     episodes: dict[str, int] = {}  # stage: training episodes used
     finished: bool = False
+
+    @property
+    def version(self) -> int:
+        """The policy version of the weights as they are."""
+        return self.lineage[-1]
+
+    def staleness(self, version: int) -> int:
+        """How many versions of this lineage were published after `version`."""
+        return len(self.lineage) - bisect.bisect_right(self.lineage, version)
+
+    def oldest_version(self, max_staleness: int) -> int:
+        """The oldest version whose tokens may be trained now."""
+        return self.lineage[max(0, len(self.lineage) - 1 - max_staleness)]
 
 
 class Checkpoints:
@@ -39,6 +57,8 @@ class Checkpoints:
     def __init__(self, run_dir: Path, keep: int) -> None:
         self.folder = run_dir / "checkpoints"
         self._keep = keep
+        for partial in self.folder.glob(".*.partial"):  # of a launch that was killed as it wrote
+            shutil.rmtree(partial)
 
     def save(self, state: RunState, write: Callable[[Path], None]) -> Path:
         """Have `write` fill the checkpoint's folder, then make it durable; older ones than `keep` go."""
@@ -57,7 +77,9 @@ class Checkpoints:
         path = self.newest() / STATE_FILE
         partial = path.with_suffix(".new")
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+        _fsync(partial)
         os.replace(partial, path)
+        _fsync(path.parent)
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

@@ -115,7 +115,7 @@ class ColdStart:
     def folder(self, base: Path) -> Path:
         """Where the result is, or will be. Its name holds all that it depends on."""
         config = self._config
-        parts = [asdict(config.cold_start), asdict(config.window), asdict(config.agent), config.seed, base.name]
+        parts = [asdict(config.cold_start), asdict(config.window), asdict(config.agent), config.seed, str(base)]
         parts += [asdict(config.learner.optimizer), config.learner.dtype, self._corpus()]
         digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
         return self._cache / "cold-start" / f"{config.model.name}-{digest}"

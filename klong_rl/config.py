@@ -7,6 +7,7 @@ What a user may swap (task family, model source, reward, objective, demonstrator
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +63,6 @@ class EngineConfig:
     enforce_eager: bool = True
     weight_transfer: str = "klong_shared_memory"
     kv_cache_gib: int = 1  # on a CPU
-    threads: int = 0  # CPU threads of one engine; 0: all cores
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -222,6 +222,10 @@ def check(config: RunConfig) -> None:
     ):
         if value < least:
             raise UserError(f"{name}={value} is too small; use {least} or more")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", config.name):
+        raise UserError(f"name={config.name!r} names a folder, containers and keys: use letters, digits, '.', '_', '-'")
+    if config.agent.temperature <= 0:
+        raise UserError(f"agent.temperature={config.agent.temperature} must be above 0: what is sampled is trained")
     for number, stage in enumerate(config.curriculum.stages, 1):
         for name, value in (("timeout_s", stage.timeout_s), ("max_turns", stage.max_turns), ("steps", stage.steps)):
             if value <= 0:
@@ -233,6 +237,10 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"window.max_tokens={longest} is over engine.max_model_len={config.engine.max_model_len}; lower the first "
             "or raise the second"
+        )
+    if longest > config.learner.token_budget:
+        raise UserError(
+            f"window.max_tokens={longest} is over learner.token_budget={config.learner.token_budget}; raise the second"
         )
     turn = config.agent.action_tokens + config.agent.observation_tokens
     if config.window.overlap_tokens + turn >= longest:

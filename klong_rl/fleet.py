@@ -13,6 +13,7 @@ from klong_rl.config import RunConfig
 START_DEADLINE_S = 600.0  # an engine compiles and loads within it
 PUBLISH_DEADLINE_S = 180.0
 STATUS_DEADLINE_S = 30.0
+SCORE_DEADLINE_S = 600.0  # behind whatever the engine is busy with
 STOP_DEADLINE_S = 90.0
 
 
@@ -31,7 +32,7 @@ class Fleet:
         self._rollouts = {
             f"rollout-{i}": ray.remote(rollout_class)
             .options(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus)
-            .remote(settings, f"rollout-{i}")
+            .remote(settings, f"rollout-{i}", i)
             for i in range(engine.count)
         }
         self._judges = {
@@ -65,7 +66,7 @@ class Fleet:
     async def logprobs(self, tokens_T: Any) -> list[Any]:
         """Every engine's log-prob of each token but the first, float32 [T-1]."""
         calls = {name: actor.logprobs.remote(tokens_T) for name, actor in self._rollouts.items()}
-        return await self._all("give log-probs", calls, STATUS_DEADLINE_S)
+        return await self._all("give log-probs", calls, SCORE_DEADLINE_S)
 
     async def status(self) -> dict[str, Any]:
         """Episodes under way, tokens sampled so far, and warnings since the last look, over all actors."""

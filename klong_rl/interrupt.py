@@ -8,18 +8,23 @@ import signal
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as a shell gives them
 
 
-def cancel_on_signals() -> list[int]:
-    """From now on either signal cancels the current task; the list returned fills with those that came.
+class Interrupts:
+    """From `arm` on either signal cancels the task that made this; `came` lists those that came.
 
     A second one changes nothing: what cleans up isn't interrupted by impatience.
     """
-    task, loop, came = asyncio.current_task(), asyncio.get_running_loop(), []
 
-    def cancel(number: int) -> None:
-        came.append(number)
-        if len(came) == 1:
-            task.cancel()
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._task = asyncio.current_task()
 
-    for number in EXIT_CODES:
-        loop.add_signal_handler(number, cancel, number)
-    return came
+    def arm(self) -> None:
+        """Take both signals. Again after a library has taken them: ray.init puts a handler of its own on SIGTERM."""
+        loop = asyncio.get_running_loop()
+        for number in EXIT_CODES:
+            loop.add_signal_handler(number, self._cancel, number)
+
+    def _cancel(self, number: int) -> None:
+        self.came.append(number)
+        if len(self.came) == 1:
+            self._task.cancel()

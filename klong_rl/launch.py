@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -22,16 +21,18 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from klong_rl import preflight
-from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, ServerFault, Unavailable
+from klong_rl import preflight, resume, services
+from klong_rl.blocking import in_thread
+from klong_rl.buffer import BufferAddress
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.cli import load_config, run_main
 from klong_rl.cold_start import ColdStart
 from klong_rl.config import RunConfig
 from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure
-from klong_rl.fleet import Fleet
-from klong_rl.interrupt import EXIT_CODES, cancel_on_signals
+from klong_rl.fleet import ActorFailure, Fleet
+from klong_rl.interrupt import EXIT_CODES, Interrupts
+from klong_rl.monitor.metrics import SUMMARY_FILE
 from klong_rl.monitor.progress import FleetStatus, Progress
 from klong_rl.results import RunLog, show_finished
 from klong_rl.training import Training
@@ -47,7 +48,7 @@ def main(overrides: list[str]) -> int:
     check_machine(config, run_dir)
     with preflight.locked(run_dir):
         preflight.check_same_configuration(run_dir, asdict(config))
-        quiet_libraries()
+        services.quiet_libraries()
         try:
             return asyncio.run(Launch(config, run_dir, stage).run())
         except KeyboardInterrupt:
@@ -74,20 +75,6 @@ def check_machine(config: RunConfig, run_dir: Path) -> None:
             raise UserError(str(failure)) from failure
 
 
-def quiet_libraries() -> None:
-    """Libraries' own chatter stays out of the display, here and in every process that Ray starts."""
-    os.environ |= {
-        "RAY_DEDUP_LOGS": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
 class Launch:
     """One launch of one run."""
 
@@ -103,96 +90,61 @@ class Launch:
 
     async def run(self) -> int:
         """From start to report, or to the signal that ends it."""
-        state = self._where_to_begin()
-        if state.finished:
+        state, where = resume.where_to_begin(self.checkpoints, self.config.curriculum.stages, self.stage)
+        if where:
+            self.progress.say(f"{self.run_dir}: {where}")
+        if state.finished and (self.run_dir / SUMMARY_FILE).exists():
             return self._already_finished(state)
-        signals = cancel_on_signals()
+        self.interrupts = Interrupts()
+        self.interrupts.arm()
         try:
             async with AsyncExitStack() as stack:
-                log = await self._train(stack, state)
+                await self._train(stack, state)
         except asyncio.CancelledError:
-            if not signals:
+            if not self.interrupts.came:
                 raise
             newest = self.checkpoints.newest()
             again = f"goes on after step {Checkpoints.state(newest).step}" if newest else "begins at the cold start"
-            self.progress.console.print(f"stopped; launching again on {self.run_dir} {again}")
-            return EXIT_CODES[signals[0]]
-        log.finish()
+            self.progress.say(f"stopped; launching again on {self.run_dir} {again}")
+            return EXIT_CODES[self.interrupts.came[0]]
         return 0
 
-    async def _train(self, stack: AsyncExitStack, state: RunState) -> RunLog:
+    async def _train(self, stack: AsyncExitStack, state: RunState) -> None:
         cold = ColdStart(self.config, self.family)
         base = cold.base()
         preflight.check_model_folder(base)
-        address = self._start_redis(stack)
-        buffer = await self._connect(stack, address)
+        preflight.save_configuration(self.run_dir, asdict(self.config))
+        address = services.start_redis(stack, self.config.buffer.url, self.run_dir, self.run_id)
+        buffer = await services.connect(stack, address)
+        await resume.check_same_life(buffer, state, self.run_dir)
         sandboxes = self._sandbox_spec()
         await self._clear_leftovers(stack, sandboxes)
-        self._start_ray(stack)
+        services.start_ray(stack, self.config.ray_address)
+        self.interrupts.arm()  # ray.init put a handler of its own on SIGTERM
         with self.progress:
             model = await self._cold_start(cold, base)
             newest = self.checkpoints.newest()
             learner = await self._start_learner(stack, model, address)
             if newest is not None:
-                await asyncio.to_thread(learner.load, newest / "megatron")
-            await self._restore_buffer(buffer, state)
+                await in_thread(learner.load, newest / "megatron", stop=learner.shutdown)
+            await resume.restore_buffer(buffer, state)
             weights = newest / "hf" if newest is not None else model
             fleet = await self._start_fleet(stack, str(weights), address, sandboxes, state)
             log = RunLog(self.config, self.run_dir, state, self.progress)
             stack.callback(log.close)
             training = Training(
-                self.config, state, buffer, fleet, learner, self.family, self.checkpoints, log.step, log.phase
+                self.config, state, buffer, fleet, learner, self.family, self.checkpoints, log.step, log.phase, log.warn
             )
-            await self._with_display(training, fleet, log)
-            return log
-
-    def _where_to_begin(self) -> RunState:
-        """The state of the newest checkpoint, or a fresh one; moved to the stage asked for. Says which."""
-        newest, console = self.checkpoints.newest(), self.progress.console
-        state = Checkpoints.state(newest) if newest else RunState()
-        source = f"checkpoint {newest.relative_to(self.run_dir)}" if newest else "the cold start"
-        if self.stage is not None and (self.stage != state.stage or state.finished):
-            state.stage, state.stage_step, state.finished = self.stage, 0, False
-            state.evals = {key: value for key, value in state.evals.items() if key.startswith("cold")}
-        if newest or self.stage is not None:
-            console.print(
-                f"{self.run_dir}: entering stage {state.stage} at step {state.stage_step + 1} of "
-                f"{self.config.curriculum.stages[state.stage - 1].steps}, from {source}"
-            )
-        return state
+            if not state.finished:
+                await self._with_display(training, fleet, log)
+            log.finish(await buffer.counts())
 
     def _already_finished(self, state: RunState) -> int:
-        self.progress.console.print(
+        self.progress.say(
             f"{self.run_dir} is finished ({state.step} steps). To train stage N again: +stage=N; another run: name=NAME"
         )
         show_finished(self.run_dir, self.progress)
         return 0
-
-    def _start_redis(self, stack: AsyncExitStack) -> BufferAddress:
-        if self.config.buffer.url:
-            return BufferAddress(self.config.buffer.url, self.run_id)
-        try:
-            url = stack.enter_context(EmbeddedRedis(self.run_dir)).url
-        except ServerFault as fault:
-            raise UserError(str(fault)) from fault
-        return BufferAddress(url, self.run_id)
-
-    async def _connect(self, stack: AsyncExitStack, address: BufferAddress) -> Buffer:
-        try:
-            return await stack.enter_async_context(await Buffer.connect(address))
-        except Unavailable as error:
-            raise UserError(f"buffer.url={address.url}: {error}") from error
-
-    def _start_ray(self, stack: AsyncExitStack) -> None:
-        import ray
-
-        if self.config.ray_address:
-            ray.init(address=self.config.ray_address, log_to_driver=False, logging_level="error")
-        else:
-            # CPUs are an accounting unit here: a small machine runs the same actors, more slowly.
-            need = max(os.cpu_count() or 1, 8)
-            ray.init(num_cpus=need, include_dashboard=False, log_to_driver=False, logging_level="error")
-        stack.callback(ray.shutdown)
 
     def _sandbox_spec(self) -> dict[str, Any]:
         config = self.config.sandbox
@@ -208,7 +160,7 @@ class Launch:
         stack.push_async_callback(factory.reap, set())
         left = await factory.reap(set())
         if left:
-            self.progress.console.print(f"removed {len(left)} sandboxes that an earlier launch left behind")
+            self.progress.say(f"removed {len(left)} sandboxes that an earlier launch left behind")
 
     async def _cold_start(self, cold: ColdStart, base: Path) -> Path:
         """The folder that RL starts from: the base checkpoint after SFT on demonstrations, made once."""
@@ -220,18 +172,15 @@ class Launch:
             return base
         folder = cold.folder(base)
         if folder.exists():
-            self.progress.console.print(f"cold start: {folder} (made earlier)")
+            self.progress.say(f"cold start: {folder} (made earlier)")
             return folder
 
-        def train() -> None:
-            job = LearnerJob(model=str(base), learner=cold.learner_config(), seed=self.config.seed)
-            learner = LearnerGroup(job, WeightFolder.in_shared_memory(f"{self.run_id}-cold"))
-            try:
-                cold.train(learner, base, folder, self._tell_cold_start)
-            finally:
-                learner.shutdown()
-
-        await asyncio.to_thread(train)
+        job = LearnerJob(model=str(base), learner=cold.learner_config(), seed=self.config.seed)
+        learner = await in_thread(LearnerGroup, job, WeightFolder.in_shared_memory(self.run_id))
+        try:
+            await in_thread(cold.train, learner, base, folder, self._tell_cold_start, stop=learner.shutdown)
+        finally:
+            learner.shutdown()
         return folder
 
     def _tell_cold_start(self, step: int, loss: float) -> None:
@@ -254,16 +203,10 @@ class Launch:
         )
         weights = WeightFolder.in_shared_memory(self.run_id)
         stack.callback(weights.remove)
-        learner = await asyncio.to_thread(LearnerGroup, job, weights, address)
+        weights.remove()  # of a launch that was killed
+        learner = await in_thread(LearnerGroup, job, weights, address)
         stack.callback(learner.shutdown)
         return learner
-
-    async def _restore_buffer(self, buffer: Buffer, state: RunState) -> None:
-        """Bring the buffer back to what the restored weights have seen."""
-        await buffer.requeue_running("the run was launched again")
-        await buffer.commit(state.step)
-        await buffer.rollback(state.step)
-        state.version = await buffer.publish_version(floor=state.version)
 
     async def _start_fleet(
         self, stack: AsyncExitStack, weights: str, address: BufferAddress, sandboxes: dict[str, Any], state: RunState
@@ -289,7 +232,10 @@ class Launch:
         async def watch() -> None:
             while True:
                 began = time.monotonic()
-                log.fleet(await fleet.status(), await training.buffer.counts())
+                try:
+                    log.fleet(await fleet.status(), await training.buffer.counts())
+                except ActorFailure as failure:  # only the display wants to know; the training has its own deadlines
+                    log.warn(str(failure))
                 await asyncio.sleep(max(0.0, STATUS_EVERY_S - (time.monotonic() - began)))
 
         watcher = asyncio.create_task(watch())

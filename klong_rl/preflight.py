@@ -1,7 +1,6 @@
 """What is looked at before anything starts, so that a run fails in its first second and not in its first hour.
 
-Each check raises UserError: one line with the thing, its value and the remedy. None of them starts or mends anything;
-`check_same_configuration` alone leaves a file, `config.json`, in a run directory that has none.
+Each check raises UserError: one line with the thing, its value and the remedy. None of them starts or mends anything.
 """
 
 from __future__ import annotations
@@ -95,14 +94,11 @@ def _missing_model_files(folder: Path) -> list[str]:
 
 
 def check_same_configuration(run_dir: Path, config: Mapping[str, Any], keys: Sequence[str] = MATTERS) -> None:
-    """Save `config` on the first launch; on a later one, refuse another by naming the first difference."""
+    """Refuse another configuration than the run directory was started with, by naming the first difference."""
     path = run_dir / CONFIG_FILE
-    config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
     if not path.exists():
-        partial = path.with_suffix(".json.new")
-        partial.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(partial, path)
         return
+    config = json.loads(json.dumps(config))  # as it is read back: tuples are lists
     difference = first_difference(json.loads(path.read_text()), config, keys)
     if difference is not None:
         key, before, now = difference
@@ -110,6 +106,14 @@ def check_same_configuration(run_dir: Path, config: Mapping[str, Any], keys: Seq
             f"{run_dir} was started with {key}={before}, this launch has {key}={now}; set it back to resume that run, "
             "or set name= to start another"
         )
+
+
+def save_configuration(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Bind the run directory to `config`, once it is known to work."""
+    path = run_dir / CONFIG_FILE
+    partial = path.with_suffix(".json.new")
+    partial.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def first_difference(before: Any, now: Any, keys: Sequence[str]) -> tuple[str, Any, Any] | None:

@@ -33,7 +33,6 @@ class RunLog:
         self._metrics = MetricsLog(run_dir, restored_step=state.step)
         self._phase, self._phase_since, self._stage = "starting", time.monotonic(), state.stage
         self._sampled = (time.monotonic(), 0)
-        self._outcomes: dict[str, int] = {}
 
     def step(self, metrics: StepMetrics) -> None:
         """A learner step ended."""
@@ -44,13 +43,15 @@ class RunLog:
         """What the run does now."""
         self._phase, self._phase_since, self._stage = phase, time.monotonic(), stage
 
+    def warn(self, text: str) -> None:
+        self._progress.warn(text)
+
     def fleet(self, status: dict[str, Any], counts: Counts) -> None:
         """A look at the actors and at the buffer."""
         then, sampled = self._sampled
         now = time.monotonic()
         rate = (status["sampled_tokens"] - sampled) / max(now - then, 1e-6)
         self._sampled = (now, status["sampled_tokens"])
-        self._outcomes = _add(counts.outcomes.get("train", {}), counts.outcomes.get("eval", {}))
         for text in status["warnings"]:
             self._progress.warn(text)
         self._progress.update(
@@ -67,20 +68,20 @@ class RunLog:
     def close(self) -> None:
         self._metrics.close()
 
-    def finish(self) -> None:
+    def finish(self, counts: Counts) -> None:
         """The table, `summary.json` and `report.html`."""
         write_summary(
             self._run_dir,
             Summary(
                 stages=self._stages(),
-                outcomes=self._outcomes,
+                outcomes=_add(counts.outcomes["train"], counts.outcomes["eval"]),
                 wall_s=self._state.wall_s,
                 parts=installed_parts(),
                 extras=self._state.evals,
             ),
         )
         self._progress.finish(self._stages())
-        self._progress.console.print(f"report: {write_report(self._run_dir)}")
+        self._progress.say(f"report: {write_report(self._run_dir)}")
 
     def _stages(self) -> tuple[StageSummary, ...]:
         state, stages = self._state, []

@@ -35,8 +35,9 @@ def evaluation_prefix(tag: str, number: int) -> str:
 def groups_to_admit(outstanding: int, steps_left: int, groups_per_step: int, max_staleness: int) -> int:
     """How many more groups may start.
 
-    `outstanding` groups are admitted and not yet leased. A group admitted now is trained at the latest after all of
-    them, so `1 + max_staleness` steps' worth bounds its age; the stage's own end bounds it too.
+    `outstanding` groups are admitted and not yet leased. With `1 + max_staleness` steps' worth of them, a group that is
+    not overtaken is trained within the bound; one that others overtake may pass it, and the lease then drops it as
+    stale and counts it (`windows_stale` in the metrics). The stage's own end bounds admission too.
 
     >>> groups_to_admit(outstanding=0, steps_left=9, groups_per_step=4, max_staleness=1)
     8

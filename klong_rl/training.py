@@ -19,10 +19,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from klong_rl.agreement import Gap, measure_gap
-from klong_rl.buffer import Buffer, WindowRef
+from klong_rl.blocking import in_thread
+from klong_rl.buffer import Buffer, Full, WindowRef
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig, StageConfig
 from klong_rl.fleet import Fleet
@@ -30,6 +31,8 @@ from klong_rl.monitor.metrics import StepMetrics
 from klong_rl.schedule import evaluation, evaluation_prefix, groups_to_admit, training_group
 from klong_rl.tasks.base import TaskFamily
 from klong_rl.types import EpisodeSpec
+
+T = TypeVar("T")
 
 LOOK_S = 0.1  # between two looks at the buffer while waiting
 OUTSTANDING = ("open", "complete", "ready")  # states of a group that is admitted and not yet leased
@@ -53,6 +56,7 @@ class Training:
         checkpoints: Checkpoints,
         report: Callable[[StepMetrics], None],
         tell: Callable[[str, int], None],
+        warn: Callable[[str], None],
     ) -> None:
         self.config = config
         self.state = state
@@ -63,6 +67,7 @@ class Training:
         self.checkpoints = checkpoints
         self._report = report
         self._tell = tell
+        self._warn = warn
         self._groups: list[str] = []  # of this stage: admitted, perhaps leased since
         self._next_index = 0
         self._began = time.monotonic() - state.wall_s
@@ -96,12 +101,14 @@ class Training:
         leased = time.monotonic()
         results = await self._results(refs)
         self._tell("training", number)
-        learned = await asyncio.to_thread(self.learner.train_step, step, version, refs)
+        learned = await self._learn(self.learner.train_step, step, version, refs)
         trained = time.monotonic()
-        await self.publish()
+        staleness = self.state.staleness(min(ref.oldest_version for ref in refs))
+        await self._publish()
         published = time.monotonic()
         gap = await measure_gap(self.buffer, self.fleet, self.learner, refs) + Gap.of_step(learned)
         rewards = [result.verdict.score for result in results if result.verdict]
+        counts = await self.buffer.counts()
         self._count(step, number, rewards)
         self._report(
             StepMetrics(
@@ -111,7 +118,7 @@ class Training:
                 reward_mean=_mean(rewards),
                 solved_fraction=_mean([float(reward == 1.0) for reward in rewards]),
                 policy_version=version,
-                staleness_max=version - min(ref.oldest_version for ref in refs),
+                staleness_max=staleness,
                 windows=len(refs),
                 action_tokens=int(learned["action_tokens"]),
                 tokens_per_s=sum(ref.n_tokens for ref in refs) / (published - began),
@@ -130,6 +137,8 @@ class Training:
                     "logprob_gap_tokens": gap.tokens,
                     "entropy_estimate": learned["entropy_estimate"],
                     "ratio_mean": learned["ratio_mean"],
+                    "windows_stale": counts.windows.get("stale", 0),
+                    "episodes_dropped": sum(counts.drops.values()),
                 },
             )
         )
@@ -142,7 +151,8 @@ class Training:
         until = time.monotonic() + rollout.step_timeout_s
         while True:
             await self._admit(number, stage)
-            refs = await self.buffer.lease(step, rollout.groups_per_step, rollout.max_staleness)
+            oldest = self.state.oldest_version(rollout.max_staleness)
+            refs = await self.buffer.lease(step, rollout.groups_per_step, oldest)
             if refs:
                 return refs
             self.fleet.check()
@@ -163,7 +173,11 @@ class Training:
         while groups_to_admit(len(self._groups), steps_left, rollout.groups_per_step, rollout.max_staleness) > 0:
             specs = training_group(self.family, number, stage, self._next_index, rollout.group_size)
             self._next_index += 1
-            await self._admit_all(specs)
+            try:
+                await self._admit_all(specs)
+            except Full as full:
+                self._warn(f"no new episodes for now: {full}")
+                return
             # A group of an earlier launch may be used up already: the buffer knows.
             if (await self.buffer.group_states([specs[0].group])).get(specs[0].group) in OUTSTANDING:
                 self._groups.append(specs[0].group)
@@ -172,12 +186,16 @@ class Training:
         for spec in specs:
             await self.buffer.admit(spec)
 
-    async def publish(self) -> None:
+    async def _publish(self) -> None:
         """The learner's weights become the next policy version, in every engine."""
         version = await self.buffer.publish_version(floor=self.state.version)
-        path = await asyncio.to_thread(self.learner.publish, version)
+        path = await self._learn(self.learner.publish, version)
         await self.fleet.publish(str(path), version)
-        self.state.version = version
+        self.state.lineage.append(version)
+
+    async def _learn(self, call: Callable[..., T], *args: Any) -> T:
+        """A call of the learner group, which blocks; the group is ended if we are cancelled meanwhile."""
+        return await in_thread(call, *args, stop=self.learner.shutdown)
 
     async def _results(self, refs: list[WindowRef]) -> list[Any]:
         groups = dict.fromkeys(ref.group for ref in refs)
@@ -197,7 +215,7 @@ class Training:
             self.learner.save(folder / "megatron")
             self.learner.save_hf(folder / "hf")
 
-        await asyncio.to_thread(self.checkpoints.save, self.state, write)
+        await self._learn(self.checkpoints.save, self.state, write)
         await self.buffer.commit(self.state.step)
 
     def _update_checkpoint(self) -> None:
@@ -220,9 +238,17 @@ class Training:
         for tag, number in wanted:
             self._tell(f"evaluating on held-out tasks: {tag} stage {number}", self.state.stage)
             prefix = evaluation_prefix(self._tag(tag), number)
-            self.state.evals[f"{tag}-s{number}"] = _mean(await self._scores(prefix, episodes, until))
+            scores = await self._scores(prefix, episodes, until)
+            if not scores:
+                raise Stuck(f"none of the {episodes} episodes of {prefix} could be scored: {await self._drops()}")
+            if len(scores) < episodes:
+                self._warn(f"{prefix}: {len(scores)} of {episodes} episodes scored: {await self._drops()}")
+            self.state.evals[f"{tag}-s{number}"] = _mean(scores)
         if wanted:
             self._update_checkpoint()
+
+    async def _drops(self) -> str:
+        return f"episodes dropped so far: {(await self.buffer.counts()).drops}"
 
     def _tag(self, tag: str) -> str:
         return f"{tag}-v{self.state.version}"

@@ -57,9 +57,9 @@ def context_start(
     """
     room = rule.room_for_turns(prefix_tokens, max(rule.action_tokens, action_tokens or 0))
     n_turns = len(turn_tokens)
+    if room < 0:
+        raise ContextOverflow(f"prefix of {prefix_tokens} tokens leaves no room for an action in {rule}")
     if sum(turn_tokens[start:]) <= room:
-        if room < 0:
-            raise ContextOverflow(f"prefix of {prefix_tokens} tokens leaves no room for an action in {rule}")
         return start
     kept, first = 0, n_turns
     while first > start + 1 and (kept < rule.overlap_tokens or first == n_turns):

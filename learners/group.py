@@ -80,9 +80,15 @@ class LearnerGroup:
         """One optimizer step of supervised fine-tuning."""
         return self._step("sft_step", (), [WindowRef.of(window) for window in windows], windows)
 
-    def logprobs(self, refs: Sequence[WindowRef], windows: Sequence[Window] | None = None) -> dict[str, np.ndarray]:
-        """Log-prob of each target token by window id, float32 [T], aligned with `tokens_T`, 0.0 elsewhere."""
-        parts = self._call("logprobs", self._shares((), refs, windows))
+    def logprobs(
+        self, refs: Sequence[WindowRef], windows: Sequence[Window] | None = None, temperature: float | None = None
+    ) -> dict[str, np.ndarray]:
+        """Log-prob of each target token by window id, float32 [T], aligned with `tokens_T`, 0.0 elsewhere.
+
+        At the sampler's temperature unless another is given.
+        """
+        temperature = self._job.temperature if temperature is None else temperature
+        parts = self._call("logprobs", self._shares((temperature,), refs, windows))
         return {window: logprobs for part in parts for window, logprobs in part.items()}
 
     def publish(self, version: int) -> Path:
@@ -102,10 +108,8 @@ class LearnerGroup:
         return self._call_all("load", folder)[0]
 
     def shutdown(self) -> None:
-        """Free the published weights and end the ranks; nothing to do for a group that failed."""
-        if self._ranks:
-            self._call_all("close")
-            self._release()
+        """End the ranks, whatever they are doing. The published weights are the caller's to remove."""
+        self._release()
 
     def pids(self) -> list[int]:
         """Process id of each rank, for whoever watches or kills them."""

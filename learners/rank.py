@@ -84,10 +84,12 @@ class Rank:
         """One optimizer step of supervised fine-tuning, at temperature 1."""
         return step.train_step(self._model, self._batches(share, windows), self._objectives["sft"], 1.0, version=-1)
 
-    def logprobs(self, share: Share, windows: Mapping[str, Window] | None = None) -> dict[str, np.ndarray]:
+    def logprobs(
+        self, temperature: float, share: Share, windows: Mapping[str, Window] | None = None
+    ) -> dict[str, np.ndarray]:
         """Log-prob of each target token by window id, float32 [T]; empty where this rank doesn't hold the logits."""
         batches = self._batches(share, windows)
-        outputs = step.logprobs(self._model, batches, self._job.temperature)
+        outputs = step.logprobs(self._model, batches, temperature)
         answer: dict[str, np.ndarray] = {}
         for batch, logprobs_BT in zip(batches, outputs, strict=False):
             answer |= step.window_logprobs(batch, logprobs_BT)
@@ -124,11 +126,6 @@ class Rank:
     def pid(self) -> int:
         """This process, for whoever watches or kills it."""
         return os.getpid()
-
-    def close(self) -> None:
-        """Free the published weights. The process is ended by whoever started it."""
-        if self._rank == 0:
-            self._weights.remove()
 
     def _batches(self, share: Share, windows: Mapping[str, Window] | None) -> list[step.Batch]:
         if windows is None:

@@ -23,7 +23,7 @@ from typing import Any
 import docker
 
 from klong_rl.types import Limits
-from sandboxes.base import InfrastructureFailure, TaskFailure
+from sandboxes.base import AgentFailure, InfrastructureFailure, TaskFailure
 from sandboxes.channel import ChannelLost
 from sandboxes.daemon import Daemon
 from sandboxes.shell import ShellSandbox
@@ -155,7 +155,11 @@ class DockerSandboxes:
             return None
         newest = max(found, key=lambda container: int(container["Labels"][EPOCH_LABEL]))
         sandbox = DockerSandbox(self, episode, newest["Names"][0].removeprefix("/"))
-        await sandbox.reconnect()
+        try:
+            await sandbox.reconnect()
+        except AgentFailure:
+            await sandbox.close()  # nobody can use it, so nobody else would remove it
+            raise
         return sandbox
 
     async def reap(self, keep: set[str]) -> list[str]:
@@ -202,6 +206,8 @@ class DockerSandbox(ShellSandbox):
         try:
             await self._open(AttachedStream(sock), blame=TaskFailure)
         except ChannelLost as lost:
+            if lost.silent:  # an overloaded host, as far as anyone can tell
+                raise InfrastructureFailure(f"{self.name} opened no shell in time: {lost}") from lost
             raise TaskFailure(f"the image of {self.name} has no shell for {self._factory.user}: {lost}") from lost
 
     async def reconnect(self) -> None:

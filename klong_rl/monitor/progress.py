@@ -176,8 +176,12 @@ class Progress:
         elif news.phase not in (phase_before, *ROUTINE):
             self._print_plain(news.phase)
 
-    def warn(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """A line that stays, above the display."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """What matters enough to be read: a line that stays, marked."""
         self.console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
 
     def finish(self, stages: Sequence[StageSummary]) -> None:

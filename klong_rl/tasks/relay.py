@@ -19,6 +19,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
+from klong_rl.observation import observation_text
 from klong_rl.types import Limits, Task
 
 # Names are single words so that a small tokenizer has one token for each.
@@ -28,6 +29,7 @@ WORDS = (
 ).split()
 DECOYS = 3
 ONE_IN_HELD_OUT = 5
+NO_NOTES = observation_text("cp: cannot stat 'notes': No such file or directory\n", exit_code=1)
 LIMITS = Limits(memory_mb=64, cpus=1.0, pids=32, disk_mb=16)
 
 
@@ -95,12 +97,13 @@ class RelayDemonstrator:
 
     def demonstrate(self, task: Task, rng: random.Random) -> list[tuple[str, str]]:
         chain, code = task.secret["chain"], task.secret["expected"]
-        turns = [(f"cat {chain[0]}", task.files[chain[0]].decode())]
+        turns, noted = [(f"cat {chain[0]}", task.files[chain[0]].decode())], False
         for here, digit in enumerate(code):
             note = "" if rng.random() < self.forgets else f"echo {digit} >> notes; "
+            noted = noted or bool(note)
             last = here + 1 == len(code)
             if last or rng.random() < self.gives_up:
-                turns.append((f"{note}cp notes answer", ""))
+                turns.append((f"{note}cp notes answer", "" if noted else NO_NOTES))
                 break
             turns.append((f"{note}cat {chain[here + 1]}", task.files[chain[here + 1]].decode()))
         return [*turns, ("submit", "")]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from klong_rl.launch import run_id
 from klong_rl.monitor.metrics import read_metrics
 from tests.launched import containers_of
 
@@ -20,7 +21,7 @@ GONE_S = 60
 def assert_nothing_is_left(run, run_dir: Path) -> None:
     run.wait_until_gone(GONE_S)
     assert containers_of(run_dir) == []
-    assert list(Path("/dev/shm").glob(f"klong-{run_dir.name}-*")) == []
+    assert not (Path("/dev/shm") / f"klong-{run_id(run_dir)}").exists()
     assert not (run_dir / "redis" / "redis.sock").exists()
 
 

@@ -86,6 +86,8 @@ def test_a_missing_shard_is_named(tmp_path):
 
 def test_the_same_configuration_resumes_and_what_does_not_matter_may_change(tmp_path):
     preflight.check_same_configuration(tmp_path, CONFIG)
+    assert not (tmp_path / preflight.CONFIG_FILE).exists(), "a check binds nothing"
+    preflight.save_configuration(tmp_path, CONFIG)
     preflight.check_same_configuration(tmp_path, CONFIG)
     preflight.check_same_configuration(tmp_path, CONFIG | {"actors": {"count": 9}})
     assert json.loads((tmp_path / preflight.CONFIG_FILE).read_text()) == CONFIG
@@ -103,7 +105,7 @@ def test_the_same_configuration_resumes_and_what_does_not_matter_may_change(tmp_
     ],
 )  # fmt: skip
 def test_another_configuration_is_refused_by_its_first_difference(tmp_path, change, key, before, now):
-    preflight.check_same_configuration(tmp_path, CONFIG)
+    preflight.save_configuration(tmp_path, CONFIG)
     with refused(f"{key}=.?{before}", f"{key}=.?{now}", "name="):
         preflight.check_same_configuration(tmp_path, CONFIG | change)
 

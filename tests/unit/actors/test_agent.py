@@ -155,7 +155,6 @@ async def test_the_engines_pauses_are_not_the_agents_time(chat, sandbox):
     assert sum(turn.seconds for turn in episode.turns) < 0.4
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="context_start looks for a newest turn where there is none")
 async def test_a_task_that_leaves_no_room_for_an_action_is_cut_before_the_first_turn(chat, sandbox):
     small = ContextRule(max_tokens=20, overlap_tokens=4, action_tokens=16)
     episode = Episode(chat, [], sandbox, rule=small)

@@ -62,11 +62,12 @@ def test_the_sparkline_keeps_the_newest_steps():
 def test_a_log_file_gets_one_line_a_step_and_one_a_phase():
     progress, out = progress_to(terminal=False)
     with progress:
+        progress.update(FleetStatus(phase="starting engines", stage=2))
         for step in (1, 2, 3):
-            progress.update(FleetStatus(phase="sampling", stage=2, episodes_running=step))
+            progress.update(FleetStatus(phase="sampling", stage=2, episodes_running=step))  # seen in the step's line
             progress.update(step_metrics(step))
     lines = out.getvalue().splitlines()
-    assert lines[0] == "sampling" and len(lines) == 4
+    assert lines[0] == "starting engines" and len(lines) == 4
     assert [line.split(" | ")[0] for line in lines[1:]] == [f"stage 2/3 step {n}/60" for n in (1, 2, 3)]
 
 

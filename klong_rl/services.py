@@ -1,0 +1,59 @@
+"""What a run stands on, started and stopped with it: Redis and Ray."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, ServerFault, Unavailable
+from klong_rl.errors import UserError
+
+LEAST_CPUS = 8  # of Ray's accounting on one machine: a small one runs the same actors, more slowly
+
+
+def quiet_libraries() -> None:
+    """Libraries' own chatter stays out of the display, here and in every process that Ray starts.
+
+    Before any of them is imported.
+    """
+    os.environ |= {
+        "RAY_ENABLE_AUTO_CONNECT": "0",  # a late call must not start a cluster of its own
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def start_redis(stack: AsyncExitStack, url: str, run_dir: Path, run_id: str) -> BufferAddress:
+    """The buffer's address: of the server at `url`, or of a private one that ends with `stack`. Raises UserError."""
+    if url:
+        return BufferAddress(url, run_id)
+    try:
+        return BufferAddress(stack.enter_context(EmbeddedRedis(run_dir)).url, run_id)
+    except ServerFault as fault:
+        raise UserError(str(fault)) from fault
+
+
+async def connect(stack: AsyncExitStack, address: BufferAddress) -> Buffer:
+    """A client that is closed with `stack`. Raises UserError if nobody answers at the address."""
+    try:
+        return await stack.enter_async_context(await Buffer.connect(address))
+    except Unavailable as error:
+        raise UserError(f"buffer.url={address.url}: {error}") from error
+
+
+def start_ray(stack: AsyncExitStack, address: str) -> None:
+    """Join the Ray cluster at `address`, or start one on this machine that ends with `stack`."""
+    import ray
+
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    else:
+        cpus = max(os.cpu_count() or 1, LEAST_CPUS)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+    stack.callback(ray.shutdown)
