@@ -103,6 +103,17 @@ def expected(model, tokens_T: np.ndarray) -> np.ndarray:
     return logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0].numpy()
 
 
+# First, and with one learner rank: beside the learner and the engine of the other tests it would not fit in 16 GB.
+@pytest.mark.timeout(400)
+async def test_a_whole_run_goes_through_and_sampler_and_learner_agree(launch, folder, tmp_path):
+    run = launch("model=smollm2", "cold_start.steps=2", "learner.layout.data=1", "name=smol")
+    assert run.finish(RUN_DEADLINE_S) == 0, run.output()[-3000:]
+    steps = [json.loads(line) for line in (tmp_path / "runs" / "smol" / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert all(step["logprob_gap_max"] < 1e-3 and step["action_tokens"] > 0 for step in steps)
+    assert (tmp_path / "runs" / "smol" / "summary.json").exists()
+
+
 async def test_it_answers_and_ends_its_turn(chat, model):
     prefix_P = torch.from_numpy(chat.prefix("You are a helpful assistant.", QUESTION).astype(np.int64))
     answer = model.generate(prefix_P[None], max_new_tokens=24, do_sample=False)[0, len(prefix_P) :].tolist()
@@ -147,13 +158,3 @@ async def test_what_the_learner_has_learned_is_what_the_engine_then_says(learner
     ours = learner.logprobs([WindowRef.of(window)], [window])["w"]
     np.testing.assert_allclose(after[targets_T[1:]], ours[targets_T], atol=EXACT)
     assert after[targets_T[1:]].mean() > before[targets_T[1:]].mean() + 0.5
-
-
-@pytest.mark.timeout(400)
-async def test_a_whole_run_goes_through_and_sampler_and_learner_agree(launch, folder, tmp_path):
-    run = launch("model=smollm2", "cold_start.steps=2", "name=smol")
-    assert run.finish(RUN_DEADLINE_S) == 0, run.output()[-3000:]
-    steps = [json.loads(line) for line in (tmp_path / "runs" / "smol" / "metrics.jsonl").read_text().splitlines()]
-    assert [step["step"] for step in steps] == [1, 2, 3, 4]
-    assert all(step["logprob_gap_max"] < 1e-3 and step["action_tokens"] > 0 for step in steps)
-    assert (tmp_path / "runs" / "smol" / "summary.json").exists()
