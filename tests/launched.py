@@ -103,6 +103,7 @@ def containers_of(run_dir: Path) -> list[str]:
 
     client = docker.from_env()
     try:
-        return [c.name for c in client.containers.list(all=True, filters={"label": f"klong.run={run_id(run_dir)}"})]
+        found = client.api.containers(all=True, filters={"label": f"klong.run={run_id(run_dir)}"})
+        return [container["Names"][0] for container in found]
     finally:
         client.close()

@@ -1,0 +1,138 @@
+"""The judge on real Redis and real shells: scores, closes groups, and survives what agents leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from actors.judge import JudgeActor
+from actors.settings import ActorSettings
+from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
+from klong_rl.config import JudgeConfig, RunConfig
+from klong_rl.types import EpisodeSpec, Limits, Outcome, Segment, Task, Turn
+from sandboxes.process import ProcessSandboxes
+
+pytestmark = pytest.mark.integration
+RUNS = itertools.count()
+ANSWERED_S = 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with EmbeddedRedis(tmp_path_factory.mktemp("run")) as server:
+        yield server
+
+
+class Scene:
+    """One run's buffer and sandboxes, with a judge at work."""
+
+    def __init__(self, buffer: Buffer, sandboxes: ProcessSandboxes) -> None:
+        self.buffer = buffer
+        self.sandboxes = sandboxes
+
+    async def play(self, episode: str, size: int, *commands: str, purpose: str = "train", lost: bool = False) -> None:
+        """An episode of group "g" up to its seal: its sandbox after `commands`, one turn of two tokens."""
+        secret = {"file": "answer", "expected": "47"}
+        task = Task(id="t", family="f", instruction="i", image="none", secret=secret)
+        spec = EpisodeSpec(
+            id=episode, group="g", group_size=size, stage=1, purpose=purpose, task=task, timeout_s=9.0, max_turns=9
+        )
+        await self.buffer.admit(spec)
+        await self.attempt(*commands, lost=lost)
+
+    async def attempt(self, *commands: str, lost: bool = False) -> None:
+        """Claim what is queued, and leave its sandbox as `commands` leave it, or lose it."""
+        claim = await self.buffer.claim("actor")
+        sandbox = await self.sandboxes.create(claim.spec.id, claim.epoch, "none", Limits())
+        for command in commands:
+            await sandbox.exec(command, timeout_s=5)
+        turn = Turn(
+            index=0,
+            context_start=0,
+            action_A=np.array([5, 6], np.int32),
+            logprobs_A=np.array([-1, -2], np.float32),
+            versions=((1, 2),),
+            observation_O=np.zeros(0, np.int32),
+        )
+        prefix_P = np.array([1, 2], np.int32)
+        segment = Segment(episode=claim.spec.id, epoch=claim.epoch, seq=0, turns=(turn,), prefix_P=prefix_P)
+        await self.buffer.append(claim.spec.id, claim.epoch, segment)
+        await (sandbox.close() if lost else sandbox.release())
+        await self.buffer.seal(claim.spec.id, claim.epoch, Outcome(kind="submitted"))
+
+    async def until(self, episode: str, state: str) -> None:
+        async with asyncio.timeout(ANSWERED_S):
+            while (await self.buffer.episode(episode)).state != state:
+                assert not self.judging.done(), self.judging.result()
+                await asyncio.sleep(0.02)
+
+    async def closed(self) -> None:
+        async with asyncio.timeout(ANSWERED_S):
+            while (await self.buffer.group_states(["g"]))["g"] in ("open", "complete"):
+                assert not self.judging.done(), self.judging.result()
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def scene(server, tmp_path):
+    address = BufferAddress(server.url, f"judge-{next(RUNS)}")
+    config = RunConfig(judge=JudgeConfig(grading_timeout_s=20), reward={"_target_": REWARD, "_partial_": True})
+    config.agent.max_attempts = 2
+    factory = {"_target_": "sandboxes.process.ProcessSandboxes", "run": address.run, "root": str(tmp_path)}
+    judge = JudgeActor(ActorSettings(config, "", address, factory), "judge-0")
+    async with await Buffer.connect(address) as buffer:
+        stage = Scene(buffer, ProcessSandboxes(address.run, root=str(tmp_path)))
+        await judge.start()
+        stage.judging = asyncio.create_task(judge.run())
+        try:
+            yield stage
+        finally:
+            await judge.stop()
+            await stage.judging
+
+
+REWARD = "klong_rl.rewards.answer.digits_in_place"
+
+
+async def test_a_group_is_scored_and_its_windows_carry_the_advantages(server, tmp_path):
+    async with scene(server, tmp_path) as stage:
+        await stage.play("e0", 2, "echo 47 > answer")
+        await stage.play("e1", 2, "echo 4 > answer")
+        await stage.closed()
+        assert {m.spec.id: m.verdict.score for m in await stage.buffer.group("g")} == {"e0": 1.0, "e1": 0.5}
+        refs = await stage.buffer.lease(0, 1, oldest_version=0)
+        windows = {w.episode: w for w in await stage.buffer.windows([ref.id for ref in refs])}
+        assert {episode: w.advantage for episode, w in windows.items()} == {"e0": 0.25, "e1": -0.25}
+        assert windows["e0"].tokens_T.tolist() == [1, 2, 5, 6] and windows["e0"].targets_T.tolist() == [0, 0, 1, 1]
+        assert list(stage.sandboxes.folder.iterdir()) == [], "what was judged is removed"
+
+
+async def test_evaluation_is_scored_and_never_trained(server, tmp_path):
+    async with scene(server, tmp_path) as stage:
+        await stage.play("e0", 1, "echo 47 > answer", purpose="eval")
+        await stage.closed()
+        assert await stage.buffer.scores("g") == {"e0": 1.0}
+        assert await stage.buffer.lease(0, 1, oldest_version=0) == []
+
+
+async def test_a_sandbox_that_is_gone_is_our_failure_and_never_a_score(server, tmp_path):
+    async with scene(server, tmp_path) as stage:
+        await stage.play("e0", 1, lost=True)
+        await stage.until("e0", "queued")
+        await stage.attempt(lost=True)
+        await stage.until("e0", "dropped")
+        view = await stage.buffer.episode("e0")
+        assert view.verdict is None and "2 attempts" in view.reason
+        await stage.closed()
+
+
+async def test_a_sandbox_that_the_agent_broke_does_not_break_the_judge(server, tmp_path):
+    async with scene(server, tmp_path) as stage:
+        await stage.play("e0", 2, "cd .. && rmdir work")
+        await stage.play("e1", 2, "echo 47 > answer")
+        await stage.until("e1", "judged")
+        assert not stage.judging.done()
