@@ -29,7 +29,7 @@ def load_config(overrides: Sequence[str]) -> tuple[RunConfig, int | None]:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = OmegaConf.to_object(compose("config", list(rest)))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a group's name goes
         raise UserError(_one_line(error, rest)) from error
     check(config)
     if stage is not None and not 1 <= stage <= len(config.curriculum.stages):

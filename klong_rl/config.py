@@ -37,7 +37,7 @@ class ColdStartConfig:
 class WindowConfig:
     """The context rule (klong_rl.windows), in tokens."""
 
-    max_tokens: int = 192
+    max_tokens: int = 128
     overlap_tokens: int = 24
 
 

@@ -142,8 +142,8 @@ def plain_line(state: State) -> str:
 
 def stage_table(stages: Sequence[StageSummary]) -> Table:
     """What the run came to, a row a stage."""
-    table = Table(title="held-out reward by stage", title_justify="left")
-    for name in ("stage", "timeout", "cold start", "eval before", "eval after", "steps", "mean reward", "episodes"):
+    table = Table(title="held-out reward at each stage's settings", title_justify="left")
+    for name in ("stage", "timeout", "cold start", "before", "after", "steps", "training", "episodes"):
         table.add_column(name, justify="right")
     for row in stages:
         evals = [score(value) for value in (row.eval_cold_start, row.eval_before, row.eval_after)]

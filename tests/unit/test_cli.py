@@ -51,6 +51,7 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["rollout.group_size=1"], ["rollout.group_size=1", "2 or more"]),
         (["sandbox.kind=vm"], ["sandbox.kind=vm", "docker or process"]),
         (["window.max_tokens=4096"], ["window.max_tokens=4096", "engine.max_model_len"]),
+        (["curriculum=[{steps:1}]"], ["curriculum=[{steps:1}]", "allowed: nano"]),
         (["curriculum.stages=[]"], ["number of curriculum.stages=0", "1 or more"]),
     ],
 )
