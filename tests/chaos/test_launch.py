@@ -44,7 +44,7 @@ def assert_whole(run_dir: Path) -> None:
     assert list((run_dir / "tensorboard").iterdir())
 
 
-def test_a_run_ends_by_itself_leaves_nothing_and_is_known_to_be_finished(launch, tmp_path):
+def test_a_run_ends_by_itself_leaves_nothing_is_known_to_be_finished_and_can_be_gone_on_with(launch, tmp_path):
     run, run_dir = launch(), tmp_path / "runs" / "mini"
     assert run.finish(WHOLE_RUN_S) == 0, run.output()[-3000:]
     assert_whole(run_dir)
@@ -56,6 +56,11 @@ def test_a_run_ends_by_itself_leaves_nothing_and_is_known_to_be_finished(launch,
     assert "is finished (4 steps)" in again.output() and "+stage=N" in again.output()
     assert [m.step for m in read_metrics(run_dir)] == [1, 2, 3, 4]
 
+    more = launch("+stage=2")
+    assert more.finish(WHOLE_RUN_S) == 0, more.output()[-3000:]
+    assert "entering stage 2 at step 1 of 2, from checkpoint checkpoints/step-000004" in more.output()
+    assert [(m.step, m.stage) for m in read_metrics(run_dir)][4:] == [(5, 2), (6, 2)]
+
 
 def assert_checkpoint_loads(folder: Path) -> None:
     import torch
@@ -66,23 +71,25 @@ def assert_checkpoint_loads(folder: Path) -> None:
     assert torch.isfinite(model(ids).logits).all()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_leaves_nothing_and_goes_on_from_its_checkpoint(launch, tmp_path, number, code):
+def test_a_run_that_is_stopped_leaves_nothing_and_goes_on_from_its_checkpoint(launch, tmp_path):
     run, run_dir = launch(), tmp_path / "runs" / "mini"
-    run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)
-    if number == signal.SIGINT:
-        run.signal_group(number)  # a terminal's Ctrl-C reaches the children too
-    else:
-        run.process.send_signal(number)
-    assert run.finish(GONE_S) == code, run.output()[-3000:]
+    run.wait_for("stage 1/2 step 1/4", WHOLE_RUN_S)
+    run.signal_group(signal.SIGINT)  # a terminal's Ctrl-C reaches the children too
+    assert run.finish(GONE_S) == 130, run.output()[-3000:]
     assert "goes on after step" in run.output()
     assert_nothing_is_left(run, run_dir)
 
-    again = launch()
-    assert again.finish(WHOLE_RUN_S) == 0, again.output()[-3000:]
-    assert "from checkpoint checkpoints/step-0000" in again.output()
+    run = launch()
+    run.wait_for("stage 2/2 step 3/4", WHOLE_RUN_S)
+    assert "from checkpoint checkpoints/step-00000" in run.output()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(GONE_S) == 143, run.output()[-3000:]
+    assert_nothing_is_left(run, run_dir)
+
+    run = launch()
+    assert run.finish(WHOLE_RUN_S) == 0, run.output()[-3000:]
     assert_whole(run_dir)
-    assert_nothing_is_left(again, run_dir)
+    assert_nothing_is_left(run, run_dir)
 
 
 def test_a_driver_that_is_killed_takes_its_processes_along_and_the_next_launch_clears_up(launch, tmp_path):
@@ -104,13 +111,8 @@ def test_a_driver_that_is_killed_takes_its_processes_along_and_the_next_launch_c
     assert_nothing_is_left(again, run_dir)
 
 
-def test_a_stage_is_entered_from_the_cold_start_and_from_a_checkpoint(launch, tmp_path):
+def test_a_new_run_may_enter_at_a_later_stage(launch, tmp_path):
     run, run_dir = launch("+stage=2"), tmp_path / "runs" / "mini"
     assert run.finish(WHOLE_RUN_S) == 0, run.output()[-3000:]
     assert "entering stage 2 at step 1 of 2, from the cold start" in run.output()
-    assert [m.stage for m in read_metrics(run_dir)] == [2, 2]
-
-    again = launch("+stage=2")
-    assert again.finish(WHOLE_RUN_S) == 0, again.output()[-3000:]
-    assert "entering stage 2 at step 1 of 2, from checkpoint checkpoints/step-000002" in again.output()
-    assert [m.step for m in read_metrics(run_dir)] == [1, 2, 3, 4]
+    assert [(m.step, m.stage) for m in read_metrics(run_dir)] == [(1, 2), (2, 2)]
