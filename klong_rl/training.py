@@ -129,14 +129,14 @@ class Training:
                 logprob_gap_max=gap.max,
                 loss=learned["loss"],
                 grad_norm=learned["grad_norm"],
-                clip_fraction=learned["clip_fraction"],
-                kl=learned["kl_sampler_k3"],
+                clip_fraction=learned.get("clip_fraction", 0.0),
+                kl=learned.get("kl_sampler_k3", 0.0),
                 episodes_finished=len(results),
                 turns_mean=_mean([float(result.n_segments) for result in results]),
                 extras={
+                    # Whatever else the learner reports, an objective's own numbers among it.
+                    **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
                     "logprob_gap_tokens": gap.tokens,
-                    "entropy_estimate": learned["entropy_estimate"],
-                    "ratio_mean": learned["ratio_mean"],
                     "windows_stale": counts.windows.get("stale", 0),
                     "episodes_dropped": sum(counts.drops.values()),
                 },
