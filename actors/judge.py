@@ -22,7 +22,7 @@ from actors.retry import drop, give_back, remove
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
 from klong_rl import advantages
-from klong_rl.buffer import Buffer, Member, StaleEpoch, ToJudge
+from klong_rl.buffer import Buffer, Member, StaleEpoch, ToJudge, Unknown
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.rewards.base import FinishedEpisode
 from klong_rl.types import Verdict, Window
@@ -75,6 +75,8 @@ class JudgeActor:
             return
         try:
             await self._buffer.close_group(job, windows_of(await self._buffer.group(job)))
+        except Unknown:
+            log.info("group %s was closed by another judge and archived since", job)
         finally:
             self._closing.discard(job)
 

@@ -24,6 +24,7 @@ from hydra.utils import instantiate
 from klong_rl import preflight, resume, services
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import BufferAddress
+from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.cli import load_config, run_main
 from klong_rl.cold_start import ColdStart
@@ -132,8 +133,20 @@ class Launch:
             fleet = await self._start_fleet(stack, str(weights), address, sandboxes, state)
             log = RunLog(self.config, self.run_dir, state, self.progress)
             stack.callback(log.close)
+            archiver = Archiver(buffer, self.run_dir / "archive")
+            stack.push_async_callback(archiver.close)
             training = Training(
-                self.config, state, buffer, fleet, learner, self.family, self.checkpoints, log.step, log.phase, log.warn
+                self.config,
+                state,
+                buffer,
+                fleet,
+                learner,
+                self.family,
+                self.checkpoints,
+                archiver,
+                log.step,
+                log.phase,
+                log.warn,
             )
             if not state.finished:
                 await self._with_display(training, fleet, log)

@@ -7,7 +7,7 @@
             lease the groups closed first                 waits for them; ended by `rollout.step_timeout_s`
             train on their windows                        the learner
             publish the weights                           engines pause and go on; the version grows
-            checkpoint, then commit what it was trained on
+            checkpoint, then commit what it was trained on; what is committed is archived, beside the next steps
         evaluate again
 
 The loop owns no state of its own: episodes, windows and versions are in the buffer, the rest is in the checkpoint.
@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from klong_rl.agreement import Gap, measure_gap
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, Full, WindowRef
+from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig, StageConfig
 from klong_rl.fleet import Fleet
@@ -54,6 +55,7 @@ class Training:
         learner: Any,
         family: TaskFamily,
         checkpoints: Checkpoints,
+        archiver: Archiver,
         report: Callable[[StepMetrics], None],
         tell: Callable[[str, int], None],
         warn: Callable[[str], None],
@@ -65,6 +67,7 @@ class Training:
         self.learner = learner
         self.family = family
         self.checkpoints = checkpoints
+        self.archiver = archiver
         self._report = report
         self._tell = tell
         self._warn = warn
@@ -86,6 +89,7 @@ class Training:
             self.state.stage, self.state.stage_step = (number, self.state.stage_step) if last else (number + 1, 0)
             self.state.finished = last
             self._update_checkpoint()
+        await self.archiver.finish()
 
     def _numbers(self) -> list[int]:
         return list(range(1, len(self.config.curriculum.stages) + 1))
@@ -217,6 +221,7 @@ class Training:
 
         await self._learn(self.checkpoints.save, self.state, write)
         await self.buffer.commit(self.state.step)
+        self.archiver.start()
 
     def _update_checkpoint(self) -> None:
         self.state.wall_s = time.monotonic() - self._began

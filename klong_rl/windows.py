@@ -15,6 +15,7 @@ Pure: no tensors, no I/O. `tests/unit/test_windows.py` holds the invariants abov
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,17 @@ def split(spec: EpisodeSpec, prefix_P: np.ndarray, turns: Sequence[Turn], score:
     return windows
 
 
+def window_of_each(spec: EpisodeSpec, turns: Sequence[Turn]) -> list[str]:
+    """For each turn of an episode, the id of the window that `split` makes it a target of."""
+    starts = [turn.context_start for turn in turns]
+    new = [index > 0 and start != starts[index - 1] for index, start in enumerate(starts)]
+    return [_window_id(spec, number) for number in itertools.accumulate(map(int, new))]
+
+
+def _window_id(spec: EpisodeSpec, number: int) -> str:
+    return f"{spec.id}/w{number}"
+
+
 def _window(
     spec: EpisodeSpec, number: int, prefix_P: np.ndarray, turns: Sequence[Turn], first: int, end: int, score: float
 ) -> Window:
@@ -104,7 +116,7 @@ def _window(
             pieces.append((turn.observation_O, False, None))
     zeros = [np.zeros(len(tokens), np.float32) for tokens, _, _ in pieces]
     return Window(
-        id=f"{spec.id}/w{number}",
+        id=_window_id(spec, number),
         episode=spec.id,
         group=spec.group,
         stage=spec.stage,

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from klong_rl.buffer.connection import Connection
 from klong_rl.buffer.errors import Unknown
-from klong_rl.buffer.records import Counts, EpisodeView, Member, Ready, Result, WindowRef
+from klong_rl.buffer.records import Counts, EpisodeView, InProgress, Member, Ready, Result, WindowRef
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Verdict, Window, decode
+
+EPISODES_A_READ = 1000  # of a look at all of them: a reply of some 100 kB
 
 
 class Reader:
@@ -45,6 +47,29 @@ class Reader:
         (found,) = await self._redis.read("segments", ("LRANGE", self._key("segments", episode), 0, -1))
         return [decode(segment, Segment) for segment in found]
 
+    async def in_progress(self) -> list[InProgress]:
+        """Every episode that is queued, running or sealed, in the order of its queue: one read for each 1000 of them."""
+        queued, running, waiting, held = await self._redis.read(
+            "in_progress",
+            ("ZRANGE", self._key("queued"), 0, -1),
+            ("HKEYS", self._key("running")),
+            ("ZRANGE", self._key("judging"), 0, -1),
+            ("ZRANGE", self._key("judging_out"), 0, -1),
+        )
+        ids = [episode.decode() for episode in (*queued, *running, *waiting, *held)]
+        found: list[InProgress] = []
+        for first in range(0, len(ids), EPISODES_A_READ):
+            some = ids[first : first + EPISODES_A_READ]
+            rows = await self._redis.read(
+                "in_progress", *(("HMGET", self._key("episode", i), "state", "since", "owner") for i in some)
+            )
+            found += [
+                InProgress(episode, state.decode(), int(since) / 1e3 if since else None, (owner or b"").decode())
+                for episode, (state, since, owner) in zip(some, rows, strict=True)
+                if state is not None  # forgotten between the two reads
+            ]
+        return found
+
     async def running(self, owner: str = "") -> list[tuple[str, int]]:
         """(episode, epoch) of what is running, of one owner if named: what to requeue when it has died."""
         (held,) = await self._redis.read("running", ("HGETALL", self._key("running")))
@@ -66,6 +91,8 @@ class Reader:
             commands.append(("HMGET", self._key("episode", episode), "spec", "outcome", "verdict"))
             commands.append(("LRANGE", self._key("segments", episode), 0, -1))
         found = await self._redis.read("group", *commands)
+        if any(spec is None for spec, _, _ in found[::2]):  # forgotten between the two reads
+            raise Unknown("group", group)
         return [
             Member(
                 decode(spec, EpisodeSpec),
@@ -122,6 +149,17 @@ class Reader:
         (steps,) = await self._redis.read("leased_steps", ("ZRANGE", self._key("leases"), 0, -1))
         return [int(step) for step in steps]
 
+    async def leases(self) -> dict[int, list[str]]:
+        """The groups leased to each step that is neither committed nor rolled back, in order."""
+        steps = await self.leased_steps()
+        found = await self._redis.read("leases", *(("LRANGE", self._key("lease", step), 0, -1) for step in steps))
+        return {step: [g.decode() for g in groups] for step, groups in zip(steps, found, strict=True)}
+
+    async def ready_groups(self) -> list[str]:
+        """Groups that a lease could take, those closed first coming first."""
+        (found,) = await self._redis.read("ready_groups", ("ZRANGE", self._key("ready"), 0, -1))
+        return [group.decode() for group in found]
+
     async def windows(self, ids: Sequence[str]) -> list[Window]:
         """The windows of these ids, in this order. Raises Unknown naming the first that is missing."""
         if not ids:
@@ -132,10 +170,15 @@ class Reader:
                 raise Unknown("window", window)
         return [decode(data, Window) for data in found]
 
-    async def refs(self, group: str) -> list[WindowRef]:
-        """References of a closed group's windows; empty if it had none or all were stale."""
-        (found,) = await self._redis.read("refs", ("LRANGE", self._key("refs", group), 0, -1))
-        return [decode(ref, WindowRef) for ref in found]
+    async def refs(self, *groups: str) -> list[WindowRef]:
+        """References of the windows of closed groups; a group has none if it made none or all were stale."""
+        found = await self._redis.read("refs", *(("LRANGE", self._key("refs", group), 0, -1) for group in groups))
+        return [decode(ref, WindowRef) for refs in found for ref in refs]
+
+    async def trained_at(self, group: str) -> int | None:
+        """The step whose commit consumed a group; None for one that is consumed otherwise, or not yet."""
+        (step,) = await self._redis.read("trained_at", ("HGET", self._key("group", group), "step"))
+        return int(step) if step is not None else None
 
     async def committed_step(self) -> int:
         """The newest step whose leases are consumed for good; -1 before the first."""

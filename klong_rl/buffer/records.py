@@ -93,6 +93,15 @@ class EpisodeView(NamedTuple):
     reason: str  # why it was dropped, else ""
 
 
+class InProgress(NamedTuple):
+    """An episode that isn't final."""
+
+    id: str
+    state: str  # queued, running or sealed
+    since: float | None  # when it came into that state, Unix seconds; None if an older version put it there
+    owner: str  # who claimed it last, to run it or to judge it
+
+
 class Ready(NamedTuple):
     """What a lease could take now, before staleness."""
 

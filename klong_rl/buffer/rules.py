@@ -176,9 +176,12 @@ class Rules(RunState):
 
     def commit(self, step: int) -> int:
         done = sorted(leased for leased in self.leases if leased <= step)
-        names = [name for leased in done for name in self.leases.pop(leased)]
-        for name in names:
-            self._move_windows(self.groups[name], "consumed")
+        names = []
+        for leased in done:
+            for name in self.leases.pop(leased):
+                self._move_windows(self.groups[name], "consumed")
+                self.groups[name].step = leased
+                names.append(name)
         self.committed = max([self.committed, *done])
         return len(names)
 

@@ -36,6 +36,7 @@ class Group:
     state: str = "open"  # then complete, ready, leased, consumed
     order: int = 0  # of closing
     refs: list[WindowRef] = field(default_factory=list)
+    step: int | None = None  # that trained it, once committed
 
 
 class RunState:

@@ -32,7 +32,10 @@ ROUTINE = ("sampling", "training", "checkpoint")  # phases of every step: in a l
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What the driver sees between two steps. `phase` is what the run waits for or does, in a few words."""
+    """What the driver sees between two steps.
+
+    `phase` is what the run waits for or does, in a few words. Stage 0 is what comes before the first: the cold start.
+    """
 
     phase: str
     stage: int
@@ -110,7 +113,7 @@ def render(state: State, spinner: RenderableType = "") -> RenderableType:
 def _head(state: State, spinner: RenderableType) -> RenderableType:
     last, fleet = state.last, state.fleet
     stage = fleet.stage if fleet else last.stage if last else 1
-    parts = [f"stage {stage}/{state.stages}"]
+    parts = [f"stage {stage}/{state.stages}"] if stage else ["before stage 1"]
     if last and last.stage == stage:
         parts.append(f"timeout {duration(last.timeout_s)}")
     parts.append(f"step {last.step if last else 0}/{state.steps}")

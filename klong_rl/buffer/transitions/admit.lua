@@ -17,7 +17,8 @@ if not f[1] then
 end
 redis.call("RPUSH", key("members", group), id)
 redis.call("HSET", key("episode", id),
-  "spec", spec, "group", group, "purpose", purpose, "rank", mine, "state", "queued", "epoch", 0, "failures", 0)
+  "spec", spec, "group", group, "purpose", purpose, "rank", mine, "state", "queued",
+  "since", integer(now_ms()), "epoch", 0, "failures", 0)
 redis.call("ZADD", key("queued"), mine, id)
 count("states", "queued", 1)
 return {"OK", 1}

@@ -3,6 +3,7 @@ local step, consumed = ARGV[1], 0
 for _, leased in ipairs(redis.call("ZRANGEBYSCORE", key("leases"), "-inf", step)) do
   for _, group in ipairs(redis.call("LRANGE", key("lease", leased), 0, -1)) do
     move_windows(group, "leased", "consumed")
+    redis.call("HSET", key("group", group), "step", leased)
     consume(group)
     consumed = consumed + 1
   end

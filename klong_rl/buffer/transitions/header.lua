@@ -1,9 +1,10 @@
 -- Stands before every transition. KEYS[1] is "klong:{run}:"; every other key is made from it, so that all keys of a
 -- run lie in one slot of a Redis Cluster. A script answers {"OK", ...}, or {REFUSAL, facts...} having changed nothing.
 --
--- episode:ID      hash    spec group purpose rank state epoch failures owner outcome kind verdict score reason
+-- episode:ID      hash    spec group purpose rank state since epoch failures owner outcome kind verdict score reason;
+--                         since: the time (ms) it came into its state
 -- segments:ID     list    encoded segments; the index is the sequence number
--- group:ID        hash    size purpose rank done state order tokens
+-- group:ID        hash    size purpose rank done state order tokens, and once consumed by a commit: step
 -- members:ID      list    episode ids, as admitted
 -- refs:ID         list    window references of a group (MessagePack arrays)
 -- window:ID       string  encoded window
@@ -29,6 +30,11 @@ local function wrong_state(thing, name, state) return {"WRONG_STATE", thing, nam
 local function conflict(thing, name) return {"CONFLICT", thing, name} end
 local function stale(e, held) return {"STALE", e.id, integer(held), integer(e.epoch), e.state} end
 
+local function now_ms()
+  local time = redis.call("TIME")
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
 -- Transitions that give out something new keep what they answered, so that a repeated request gives it out again.
 local function receipt(request)
   local packed = redis.call("GET", key("receipt", request))
@@ -53,7 +59,7 @@ end
 local function move(e, state)
   count("states", e.state, -1)
   count("states", state, 1)
-  redis.call("HSET", key("episode", e.id), "state", state)
+  redis.call("HSET", key("episode", e.id), "state", state, "since", integer(now_ms()))
   e.state = state
 end
 

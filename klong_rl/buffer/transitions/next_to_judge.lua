@@ -10,8 +10,7 @@ end
 
 local before = receipt(request)
 if before then return answer(before[1], before[2]) end
-local time = redis.call("TIME")
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = now_ms()
 for _, id in ipairs(redis.call("ZRANGEBYSCORE", key("judging_out"), "-inf", integer(now))) do
   back_to_judging(look(id))
 end
