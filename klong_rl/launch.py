@@ -150,6 +150,7 @@ class Launch:
             )
             if not state.finished:
                 await self._with_display(training, fleet, log)
+            await archiver.finish()
             log.finish(await buffer.counts())
 
     def _already_finished(self, state: RunState) -> int:

@@ -89,7 +89,6 @@ class Training:
             self.state.stage, self.state.stage_step = (number, self.state.stage_step) if last else (number + 1, 0)
             self.state.finished = last
             self._update_checkpoint()
-        await self.archiver.finish()
 
     def _numbers(self) -> list[int]:
         return list(range(1, len(self.config.curriculum.stages) + 1))
