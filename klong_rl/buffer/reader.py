@@ -48,7 +48,7 @@ class Reader:
         return [decode(segment, Segment) for segment in found]
 
     async def in_progress(self) -> list[InProgress]:
-        """Every episode that is queued, running or sealed, in the order of its queue: one read for each 1000 of them."""
+        """Every episode that is queued, running or sealed."""
         queued, running, waiting, held = await self._redis.read(
             "in_progress",
             ("ZRANGE", self._key("queued"), 0, -1),
@@ -194,6 +194,16 @@ class Reader:
         """Groups done with and not archived, oldest first. Archive each (`group`, `refs`, `windows`), then `forget`."""
         (found,) = await self._redis.read("consumed", ("ZRANGE", self._key("consumed"), 0, limit - 1))
         return [group.decode() for group in found]
+
+    async def n_consumed(self) -> int:
+        """How many groups are done with and not archived."""
+        (n,) = await self._redis.read("n_consumed", ("ZCARD", self._key("consumed")))
+        return n
+
+    async def n_complete(self) -> int:
+        """How many groups wait to be closed, every member final."""
+        (n,) = await self._redis.read("n_complete", ("ZCARD", self._key("complete")))
+        return n
 
     async def counts(self) -> Counts:
         """How much has passed through since the run began."""

@@ -30,6 +30,8 @@ from redis.retry import Retry
 
 from klong_rl.buffer.errors import BinaryMissing, DiskFull, RunDirBusy, ServerFault, SocketTaken
 
+FOLDER = "redis"  # in the run directory: log, lock, socket
+AOF_FOLDER = "appendonlydir"  # in that, as Redis names it: the append-only file, in parts
 SUN_PATH_BYTES = 107  # what sockaddr_un holds on Linux, less the closing zero
 LEAST_FREE_MB = 256  # below it a rewrite of the append-only file is likely to fail soon
 POLL_S = 0.02
@@ -52,7 +54,7 @@ class EmbeddedRedis:
     """
 
     def __init__(self, run_dir: Path, maxmemory_mb: int = 0, deadline_s: float = 60.0):
-        self.dir = Path(run_dir).resolve() / "redis"
+        self.dir = Path(run_dir).resolve() / FOLDER
         self.log = self.dir / "redis.log"
         self._maxmemory_mb = maxmemory_mb
         self._deadline_s = deadline_s
@@ -65,7 +67,7 @@ class EmbeddedRedis:
         """Where clients on this machine connect. Raises ServerFault before `start`."""
         if self._socket is None:
             raise ServerFault(f"the redis-server of {self.dir} has no socket before start()")
-        return f"unix://{urllib.parse.quote(str(self._socket))}"
+        return _url(self._socket)
 
     @property
     def pid(self) -> int | None:
@@ -236,8 +238,22 @@ class EmbeddedRedis:
             self._process = None
 
 
+def listening(folder: Path) -> str | None:
+    """URL of the server that runs in `folder` now, if one does. Changes nothing."""
+    path = _known_socket_path(folder)
+    return None if path is None or _is_deserted(path) else _url(path)
+
+
 def _socket_path(folder: Path) -> Path:
     """`folder/redis.sock`; where that is too long for a socket, one in a short folder, noted in `folder/socket`."""
+    if (known := _known_socket_path(folder)) is not None:
+        return known
+    short = Path(tempfile.mkdtemp(prefix="klong-")) / "redis.sock"
+    (folder / "socket").write_text(str(short))
+    return short
+
+
+def _known_socket_path(folder: Path) -> Path | None:
     usual = folder / "redis.sock"
     if len(os.fsencode(usual)) <= SUN_PATH_BYTES:
         return usual
@@ -246,9 +262,11 @@ def _socket_path(folder: Path) -> Path:
         noted = Path(note.read_text())
         if noted.parent.is_dir() and noted.parent.stat().st_uid == os.getuid():
             return noted
-    short = Path(tempfile.mkdtemp(prefix="klong-")) / "redis.sock"
-    note.write_text(str(short))
-    return short
+    return None
+
+
+def _url(path: Path) -> str:
+    return f"unix://{urllib.parse.quote(str(path))}"
 
 
 def _client(path: Path, timeout_s: float) -> redis.Redis:
