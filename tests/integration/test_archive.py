@@ -133,17 +133,20 @@ async def test_nothing_consumed_makes_no_file(buffer, tmp_path):
 
 @pytest.mark.parametrize("forgotten_before", [0, 1, 2])
 async def test_a_crash_between_file_and_forget_changes_nothing(address, buffer, tmp_path, forgotten_before):
-    await trained(buffer, 1, "a", "b", "c")
+    await finished(buffer, spec("first"))  # closed before the others, consumed after them
+    for group in ("a", "b", "c"):
+        await finished(buffer, spec(group, "eval"))
     async with await Crashing.connect(address) as crashing:
         crashing.lives = forgotten_before
         with pytest.raises(Crash):
             await Archiver(crashing, tmp_path).finish()
     assert len(await buffer.consumed()) == 3 - forgotten_before, "the fault fired"
-    # A group that closed before those and is consumed after them: it sorts first, and must not displace them.
-    await trained(buffer, 2, "d")
+    await buffer.lease(1, 1, 0)
+    await buffer.commit(1)
+    assert (await buffer.consumed())[0] == "first"
 
     await Archiver(buffer, tmp_path).finish()
-    assert held(tmp_path) == turns_of("a", "b", "c", "d")
+    assert held(tmp_path) == turns_of("a", "b", "c", "first")
     assert [path.name for path in ArchiveFiles(tmp_path).paths()] == ["groups-000001.parquet", "groups-000002.parquet"]
     assert await buffer.consumed() == []
 
@@ -161,6 +164,13 @@ async def test_more_than_one_file_takes_goes_into_several(buffer, tmp_path):
         await finished(buffer, spec(name, "eval"), turns=1)
     await Archiver(buffer, tmp_path).finish()
     assert len(ArchiveFiles(tmp_path).paths()) == 2 and held(tmp_path) == turns_of(*names, turns=1)
+
+
+async def test_groups_of_long_episodes_go_into_a_file_each_and_all_of_them_do(buffer, tmp_path, monkeypatch):
+    monkeypatch.setattr("klong_rl.buffer.archive.TURNS_A_FILE", 3)
+    await trained(buffer, 1, "a", "b", "c")
+    await Archiver(buffer, tmp_path).finish()
+    assert len(ArchiveFiles(tmp_path).paths()) == 3 and held(tmp_path) == turns_of("a", "b", "c")
 
 
 async def test_what_went_wrong_beside_the_training_is_raised_at_a_later_start(buffer, tmp_path):
