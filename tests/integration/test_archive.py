@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Unavailable
+from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Unavailable, Unknown
 from klong_rl.buffer.archive import GROUPS_A_FILE, ArchiveFiles, Archiver
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window
 from klong_rl.windows import split
@@ -124,6 +124,14 @@ async def test_a_driver_that_starts_again_doesnt_sample_an_archived_group_again(
     assert await buffer.admit(spec("s1-g0")) is False
     assert await buffer.group_states(["s1-g0"]) == {}
     assert await buffer.claim("actor") is None
+
+
+async def test_a_group_that_is_forgotten_while_it_is_read_is_unknown(buffer):
+    """Between the read of its members and the read of their episodes."""
+    await trained(buffer, 1, "a")
+    await buffer._redis.redis.delete(buffer._key("episode", "a-0"))
+    with pytest.raises(Unknown, match="group a"):
+        await buffer.group("a")
 
 
 async def test_nothing_consumed_makes_no_file(buffer, tmp_path):

@@ -30,9 +30,10 @@ def server(tmp_path_factory):
 class Scene:
     """One run's buffer and sandboxes, with a judge at work."""
 
-    def __init__(self, buffer: Buffer, sandboxes: ProcessSandboxes) -> None:
+    def __init__(self, buffer: Buffer, sandboxes: ProcessSandboxes, judge: JudgeActor) -> None:
         self.buffer = buffer
         self.sandboxes = sandboxes
+        self.judge = judge
 
     async def play(self, episode: str, size: int, *commands: str, purpose: str = "train", lost: bool = False) -> None:
         """An episode of group "g" up to its seal: its sandbox after `commands`, one turn of two tokens."""
@@ -85,7 +86,7 @@ async def scene(server, tmp_path):
     factory = {"_target_": "sandboxes.process.ProcessSandboxes", "run": address.run, "root": str(tmp_path)}
     judge = JudgeActor(ActorSettings(config, "", address, factory), "judge-0")
     async with await Buffer.connect(address) as buffer:
-        stage = Scene(buffer, ProcessSandboxes(address.run, root=str(tmp_path)))
+        stage = Scene(buffer, ProcessSandboxes(address.run, root=str(tmp_path)), judge)
         await judge.start()
         stage.judging = asyncio.create_task(judge.run())
         try:
@@ -117,6 +118,15 @@ async def test_evaluation_is_scored_and_never_trained(server, tmp_path):
         await stage.closed()
         assert await stage.buffer.scores("g") == {"e0": 1.0}
         assert await stage.buffer.lease(0, 1, oldest_version=0) == []
+
+
+async def test_a_group_that_another_judge_closed_and_that_was_archived_since_is_left_alone(server, tmp_path):
+    async with scene(server, tmp_path) as stage:
+        await stage.play("e0", 1, "echo 47 > answer", purpose="eval")
+        await stage.closed()
+        await stage.buffer.forget("g")
+        await stage.judge._work("g")  # as if it had been named before all that
+        assert await stage.buffer.group_states(["g"]) == {}
 
 
 async def test_a_sandbox_that_is_gone_is_our_failure_and_never_a_score(server, tmp_path):
