@@ -90,7 +90,7 @@ class JudgeActor:
                 limit_s = self._config.judge.grading_timeout_s
                 raise InfrastructureFailure(f"grading took over judge.grading_timeout_s={limit_s:g}") from error
             await self._buffer.verdict(episode, epoch, verdict)
-        except StaleEpoch as stale:
+        except (StaleEpoch, Unknown) as stale:  # unknown: judged elsewhere and archived since
             log.warning("episode %s was taken back while it was judged: %s", episode, stale)
         except TaskFailure as failure:
             log.warning("task %s is dropped: %s", job.spec.task.id, failure)

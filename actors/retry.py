@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from klong_rl.buffer import Buffer, StaleEpoch
+from klong_rl.buffer import Buffer, StaleEpoch, Unknown
 from klong_rl.failures import InfrastructureFailure
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ async def give_back(buffer: Buffer, episode: str, epoch: int, reason: str, max_a
         failures = await buffer.requeue(episode, epoch, reason)
         if failures >= max_attempts:
             await buffer.drop(episode, f"gave up after {failures} attempts: {reason}")
-    except StaleEpoch as stale:
+    except (StaleEpoch, Unknown) as stale:  # unknown: final and archived since
         log.warning("episode %s goes on elsewhere: %s", episode, stale)
 
 
@@ -25,7 +25,7 @@ async def drop(buffer: Buffer, episode: str, epoch: int, reason: str) -> None:
     """Drop an episode whose task is broken, unless it goes on elsewhere."""
     try:
         await buffer.drop(episode, reason, epoch)
-    except StaleEpoch as stale:
+    except (StaleEpoch, Unknown) as stale:  # unknown: final and archived since
         log.warning("episode %s goes on elsewhere: %s", episode, stale)
 
 
