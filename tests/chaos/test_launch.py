@@ -73,7 +73,7 @@ def assert_checkpoint_loads(folder: Path) -> None:
 
 def test_a_run_that_is_stopped_leaves_nothing_and_goes_on_from_its_checkpoint(launch, tmp_path):
     run, run_dir = launch(), tmp_path / "runs" / "mini"
-    run.wait_for("stage 1/2 step 1/4", WHOLE_RUN_S)
+    run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)  # so that the checkpoint of step 1 is there
     run.signal_group(signal.SIGINT)  # a terminal's Ctrl-C reaches the children too
     assert run.finish(GONE_S) == 130, run.output()[-3000:]
     assert "goes on after step" in run.output()
