@@ -160,7 +160,7 @@ def test_a_saved_folder_is_read_by_transformers(group, folder, windows, tmp_path
     assert ids[0] == ids[1]
 
 
-def test_a_klong_step_reports_what_it_trained(group, windows):
+def test_a_klong_step_reports_what_it_trained(group, windows, folder):
     current = group.logprobs(refs(windows), windows)
     step = group.train_step(0, version=1, refs=refs(windows), windows=windows)
 
@@ -176,8 +176,11 @@ def test_a_klong_step_reports_what_it_trained(group, windows):
     assert step["logprob_gap_max"] == pytest.approx(gaps.max(), rel=1e-3)
     ratios = [np.exp(current[w.id] - w.logprobs_T)[w.targets_T > 0] for w in windows]
     assert step["ratio_mean"] == pytest.approx(np.concatenate(ratios).mean(), rel=1e-3)
-    # The weights have left the reference by one SFT step, and only the reference is that far away.
-    assert 0 < step["kl_reference_k3"] < step["kl_sampler_k3"] + 1
+    # The reference is the folder that the group started from, one SFT step ago.
+    reference = AutoModelForCausalLM.from_pretrained(folder)
+    away = [target_logprobs(reference, w).detach().numpy() - current[w.id][w.targets_T > 0] for w in windows]
+    k3 = np.concatenate([np.exp(a) - a - 1 for a in away])
+    assert step["kl_reference_k3"] == pytest.approx(k3.mean(), rel=1e-3) and k3.mean() > 0
 
 
 @pytest.fixture(scope="module")
