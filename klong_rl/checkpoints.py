@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from klong_rl.durable import fsync, fsync_tree
 from klong_rl.models.folder import whole_or_absent
 
 STATE_FILE = "state.json"
@@ -66,8 +67,8 @@ class Checkpoints:
         with whole_or_absent(final) as partial:
             write(partial)
             (partial / STATE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
-            _fsync_tree(partial)
-        _fsync(self.folder)
+            fsync_tree(partial)
+        fsync(self.folder)
         for old in self.all()[: -self._keep]:
             shutil.rmtree(old)
         return final
@@ -77,9 +78,9 @@ class Checkpoints:
         path = self.newest() / STATE_FILE
         partial = path.with_suffix(".new")
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
-        _fsync(partial)
+        fsync(partial)
         os.replace(partial, path)
-        _fsync(path.parent)
+        fsync(path.parent)
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -92,17 +93,3 @@ class Checkpoints:
     @staticmethod
     def state(checkpoint: Path) -> RunState:
         return msgspec.json.decode((checkpoint / STATE_FILE).read_bytes(), type=RunState)
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

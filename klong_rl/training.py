@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from klong_rl.agreement import Gap, measure_gap
 from klong_rl.blocking import in_thread
-from klong_rl.buffer import Buffer, Full, WindowRef
+from klong_rl.buffer import Buffer, Full, Result, WindowRef
 from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig, StageConfig
@@ -110,16 +110,13 @@ class Training:
         await self._publish()
         published = time.monotonic()
         gap = await measure_gap(self.buffer, self.fleet, self.learner, refs) + Gap.of_step(learned)
-        rewards = [result.verdict.score for result in results if result.verdict]
         counts = await self.buffer.counts()
-        self._count(step, number, rewards)
+        self._count(step, number, _rewards(results))
         self._report(
             StepMetrics(
                 step=step,
                 stage=number,
                 timeout_s=stage.timeout_s,
-                reward_mean=_mean(rewards),
-                solved_fraction=_mean([float(reward == 1.0) for reward in rewards]),
                 policy_version=version,
                 staleness_max=staleness,
                 windows=len(refs),
@@ -134,8 +131,7 @@ class Training:
                 grad_norm=learned["grad_norm"],
                 clip_fraction=learned.get("clip_fraction", 0.0),
                 kl=learned.get("kl_sampler_k3", 0.0),
-                episodes_finished=len(results),
-                turns_mean=_mean([float(result.n_segments) for result in results]),
+                **_episode_numbers(results),
                 extras={
                     # Whatever else the learner reports, an objective's own numbers among it.
                     **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
@@ -200,7 +196,7 @@ class Training:
         """A call of the learner group, which blocks; the group is ended if we are cancelled meanwhile."""
         return await in_thread(call, *args, stop=self.learner.shutdown)
 
-    async def _results(self, refs: list[WindowRef]) -> list[Any]:
+    async def _results(self, refs: list[WindowRef]) -> list[Result]:
         groups = dict.fromkeys(ref.group for ref in refs)
         return [result for group in groups for result in await self.buffer.results(group)]
 
@@ -268,6 +264,21 @@ class Training:
             if time.monotonic() > until:
                 raise Stuck(f"evaluation {prefix} did not end within {self.config.rollout.step_timeout_s:.0f} s")
             await asyncio.sleep(LOOK_S)
+
+
+def _rewards(results: list[Result]) -> list[float]:
+    return [result.verdict.score for result in results if result.verdict]
+
+
+def _episode_numbers(results: list[Result]) -> dict[str, float]:
+    """What the metrics of a step say of its episodes."""
+    rewards = _rewards(results)
+    return {
+        "reward_mean": _mean(rewards),
+        "solved_fraction": _mean([float(reward == 1.0) for reward in rewards]),
+        "episodes_finished": len(results),
+        "turns_mean": _mean([float(result.n_segments) for result in results]),
+    }
 
 
 def _mean(values: list[float]) -> float:

@@ -7,13 +7,13 @@ bit for bit what was saved, and since shards carry their place in the whole tens
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from klong_rl.durable import fsync, fsync_tree
 from klong_rl.errors import UserError
 from learners.model import Model
 
@@ -36,11 +36,9 @@ def save(model: Model, folder: Path, step: int) -> None:
     dist_checkpointing.save(_state(model, step, is_loading=False), str(partial))
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
-        for path in partial.iterdir():
-            _fsync(path)
-        _fsync(partial)
+        fsync_tree(partial)
         partial.rename(folder)
-        _fsync(folder.parent)
+        fsync(folder.parent)
     torch.distributed.barrier()
 
 
@@ -70,11 +68,3 @@ def _state(model: Model, step: int, is_loading: bool) -> dict[str, Any]:
         "rng": torch.get_rng_state(),
         "step": step,
     }
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

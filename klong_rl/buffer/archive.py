@@ -48,6 +48,7 @@ import pyarrow.parquet as pq
 from klong_rl.blocking import in_thread
 from klong_rl.buffer.client import Buffer
 from klong_rl.buffer.records import EpisodeView, Member
+from klong_rl.durable import fsync
 from klong_rl.types import Turn, Window
 from klong_rl.windows import window_of_each
 
@@ -180,20 +181,12 @@ class ArchiveFiles:
         written = self.paths()
         path = self.folder / f"groups-{_number(written[-1]) + 1 if written else 1:06d}.parquet"
         os.rename(partial, path)
-        _fsync_folder(self.folder)
+        fsync(self.folder)
         return path
 
 
 def _number(path: Path) -> int:
     return int(path.stem.removeprefix("groups-"))
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 async def archive(buffer: Buffer, files: ArchiveFiles, written: set[str]) -> None:
