@@ -67,16 +67,23 @@ class LaunchedRun:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def processes(self) -> list[str]:
-        """Command lines of the live processes that descend from this launch."""
-        wanted, found = f"{MARK}={self.mark}".encode(), []
+    def processes(self) -> dict[int, str]:
+        """Command line by process id of the live processes that descend from this launch."""
+        wanted, found = f"{MARK}={self.mark}".encode(), {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(entry.name)] = command.strip()
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # it ended while we looked
         return found
+
+    def kill_process(self, name: str) -> None:
+        """SIGKILL to the first process whose command line begins with `name`; there must be one."""
+        pids = [pid for pid, command in self.processes().items() if command.startswith(name)]
+        assert pids, f"no process {name!r} among {self.processes()}"
+        os.kill(pids[0], signal.SIGKILL)
 
     def wait_until_gone(self, deadline_s: float) -> None:
         """Until no process of this launch is left."""
