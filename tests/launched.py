@@ -70,11 +70,14 @@ class LaunchedRun:
     def processes(self) -> dict[int, str]:
         """Command line by process id of the live processes that descend from this launch."""
         wanted, found = f"{MARK}={self.mark}".encode(), {}
+        root = self.overrides[0].removeprefix("root=")
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    found[int(entry.name)] = command.strip()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                # Redis writes its title over its environment; the title names its socket.
+                is_redis = "redis-server" in command and f"{root}/" in command
+                if is_redis or wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = command
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # it ended while we looked
         return found
