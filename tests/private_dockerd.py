@@ -1,0 +1,103 @@
+"""A Docker daemon of a test's own, to be killed: its data, its containerd and its socket lie in one folder."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import docker
+
+START_S = 60.0
+STOP_S = 30.0  # a daemon that is asked to stop gives its containers 10 s
+KILL_S = 10.0
+
+
+class PrivateDockerd:
+    """Needs root and `dockerd`. Containers have network mode "none", so that it needs neither bridge nor iptables.
+
+    `folder` is best a short path, such as one of `tempfile.mkdtemp`: it holds Unix sockets, whose path is at most
+    107 bytes long. `live_restore`: containers survive a restart of the daemon, as an operator may have set it.
+    """
+
+    def __init__(self, folder: Path, *, live_restore: bool = False) -> None:
+        self._folder = Path(folder)
+        self._live_restore = live_restore
+        self._process: subprocess.Popen | None = None
+        self.host = f"unix://{self._folder}/docker.sock"
+        self.log = self._folder / "dockerd.log"
+
+    @property
+    def pid(self) -> int:
+        """Of the dockerd that runs; its containerd is another process."""
+        assert self._process is not None, f"no daemon runs in {self._folder}"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, also after `kill`, and wait until it answers; it finds its containers and images again."""
+        assert self._process is None, f"the daemon in {self._folder} runs already"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            "dockerd",
+            f"--host={self.host}",
+            f"--data-root={self._folder / 'data'}",
+            f"--exec-root={self._folder / 'exec'}",
+            f"--pidfile={self._folder / 'dockerd.pid'}",
+            f"--config-file={self._folder / 'no-config.json'}",  # not the machine's own
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            f"--live-restore={str(self._live_restore).lower()}",
+        ]
+        (self._folder / "no-config.json").write_text("{}")
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        give_up = time.monotonic() + START_S
+        while not self._answers():
+            code, log = self._process.poll(), self.log.read_text(errors="replace")[-3000:]
+            assert code is None, f"dockerd ended with {code}:\n{log}"
+            assert time.monotonic() < give_up, f"dockerd doesn't answer within {START_S:g} s:\n{log}"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL to dockerd alone: its containerd and the containers go on until it is started again."""
+        process, self._process = self._process, None
+        process.kill()
+        process.wait(KILL_S)
+
+    def load_image(self, name: str) -> None:
+        """Copy an image of the default daemon into this one."""
+        save = subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE)
+        subprocess.run(["docker", "--host", self.host, "load"], stdin=save.stdout, check=True, capture_output=True)
+        assert save.wait() == 0, f"docker save {name} failed: {save.returncode}"
+
+    def stop(self) -> None:
+        """End the daemon, its containerd and its containers, whichever still run, and remove the folder."""
+        if self._process is None:
+            self.start()  # a killed daemon's containers go on, and only it knows how to end them
+        self._remove_containers()
+        process, self._process = self._process, None
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        finally:
+            process.kill()  # its containerd, which asks the kernel to be told, dies with it
+            process.wait(KILL_S)
+        # Killed daemons leave the binds of their folder and of their containers' namespaces mounted, the latest on top.
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            if (mounted := line.split()[1]).startswith(f"{self._folder}/"):
+                subprocess.run(["umount", mounted], check=True)
+        shutil.rmtree(self._folder)
+
+    def _remove_containers(self) -> None:
+        client = docker.APIClient(self.host, timeout=STOP_S)
+        try:
+            for container in client.containers(all=True):
+                client.remove_container(container["Id"], force=True, v=True)
+        finally:
+            client.close()
+
+    def _answers(self) -> bool:
+        answered = subprocess.run(["docker", "--host", self.host, "version"], capture_output=True)
+        return answered.returncode == 0
