@@ -116,6 +116,7 @@ class RolloutActor:
 
     async def _play(self, claim: Claim) -> None:
         """Set up, act, seal; the sandbox is left for the judge, or removed if it doesn't come to that."""
+        await self._buffer.rewind(claim.spec.id, claim.epoch, 0, "starts again")
         sandbox = await self._set_up(claim)
         try:
             outcome = await self._act(claim, sandbox)

@@ -43,10 +43,10 @@ async def check_same_life(buffer: Buffer, state: RunState, run_dir: Path) -> Non
 async def restore_buffer(buffer: Buffer, state: RunState) -> None:
     """Bring the buffer back to what the weights of `state` have seen.
 
-    What was running or waiting to be judged starts again, its sandboxes being gone. The leases of steps up to the
+    What was running goes on from its segments, what was being judged is judged again. The leases of steps up to the
     checkpoint's are consumed: those weights hold them. Those of later steps are ready again.
     """
-    await buffer.requeue_running("the run was launched again", and_sealed=True)
+    await buffer.abandon("", "the run was launched again")
     await buffer.commit(state.step)
     await buffer.rollback(state.step)
     if not state.lineage:

@@ -1,7 +1,6 @@
 """The words of klong_rl as typed records: what crosses a process boundary is one of these.
 
-Every record is a msgspec Struct and travels as MessagePack; arrays travel as raw little-endian bytes inside it
-(`encode`, `decode`). Nothing here imports ray, vllm, megatron, torch or docker.
+Every record is a msgspec Struct; `klong_rl.wire` encodes it. Nothing here imports ray, vllm, megatron, torch or docker.
 
 Dimension suffixes, used in every name that holds an array:
 
@@ -17,17 +16,12 @@ Policy versions are run-length coded: `((version, count), ...)`, the counts sum 
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 
-T = TypeVar("T")
 VersionRuns = tuple[tuple[int, int], ...]
-
-# One byte a kind, so that an array's dtype is on the wire and a reader can't mistake one for another.
-_DTYPES = {1: np.dtype("<i4"), 2: np.dtype("<f4"), 3: np.dtype("u1")}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +73,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     The context it was sampled in is `prefix + turns[context_start:index]`, each turn giving its action tokens and
     then its observation tokens. The observation of the last turn of an episode is empty.
+
+    `chain` is a digest of that context, as the engine was given it, of the action it answered with and of the chain of
+    the turn before (klong_rl.chain): who holds the turns can tell that they are what was sampled.
     """
 
     index: int
@@ -90,6 +87,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     command: str = ""
     exit_code: int | None = None
     seconds: float = 0.0  # active seconds: sampling and the command
+    interrupted: bool = False  # whoever ran the command died meanwhile; the observation says so
+    chain: bytes = b""
 
     def n_tokens(self) -> int:
         """Tokens this turn takes in a later context."""
@@ -152,40 +151,3 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def oldest_version(self) -> int:
         """Smallest policy version that sampled one of its targets."""
         return min(version for version, _ in self.versions)
-
-
-def _to_wire(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        code = _CODES.get(value.dtype.newbyteorder("<"))
-        if code is None or value.ndim != 1:
-            raise TypeError(f"only flat int32, float32 and uint8 arrays travel, not {value.dtype}{list(value.shape)}")
-        return msgspec.msgpack.Ext(code, value.astype(_DTYPES[code], copy=False).tobytes())
-    raise TypeError(f"{type(value).__name__} does not travel")
-
-
-def _array_from_wire(code: int, data: memoryview) -> np.ndarray:
-    if code not in _DTYPES:
-        raise ValueError(f"unknown array code {code} on the wire; known: {sorted(_DTYPES)}")
-    return np.frombuffer(bytes(data), dtype=_DTYPES[code])
-
-
-def _check_type(expected: type, value: Any) -> Any:
-    if not isinstance(value, expected):
-        raise TypeError(f"expected {expected.__name__}, got {type(value).__name__}")
-    return value
-
-
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=_to_wire)
-_DECODERS: dict[Any, msgspec.msgpack.Decoder] = {}
-
-
-def encode(record: Any) -> bytes:
-    """MessagePack of any record above."""
-    return _ENCODER.encode(record)
-
-
-def decode(data: bytes, kind: type[T]) -> T:
-    """The record of `kind` in `data`; msgspec.ValidationError names the field that doesn't fit."""
-    if kind not in _DECODERS:
-        _DECODERS[kind] = msgspec.msgpack.Decoder(kind, ext_hook=_array_from_wire, dec_hook=_check_type)
-    return _DECODERS[kind].decode(data)

@@ -24,6 +24,8 @@ One row a turn; an episode without turns (dropped, or cut before its first actio
     versions                  [int32]   policy version that sampled each
     observation               [int32]   tokens of the environment's answer, and the opening of the next action
     command, exit_code, seconds         what the action ran; active seconds, sampling included
+    interrupted               bool      whoever ran the command died meanwhile
+    chain                     binary    digest of context, action and the chain before (klong_rl.chain)
     window, advantage         string, float64   that trained the action; null: never trained, or dropped as stale
     prefix                    [int32]   task and tools; in the first row of an episode, and so are
     score_parts, evidence     {string: float64}, {string: string}   of the verdict
@@ -79,6 +81,8 @@ SCHEMA = pa.schema(
         "command": pa.string(),
         "exit_code": pa.int32(),
         "seconds": pa.float64(),
+        "interrupted": pa.bool_(),
+        "chain": pa.binary(),
         "window": pa.string(),
         "advantage": pa.float64(),
         "prefix": _TOKENS,
@@ -143,6 +147,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "command": turn.command,
         "exit_code": turn.exit_code,
         "seconds": turn.seconds,
+        "interrupted": turn.interrupted,
+        "chain": turn.chain,
     }
 
 

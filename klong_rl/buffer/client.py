@@ -1,7 +1,7 @@
 """The trajectory buffer: every state of a run that must outlive a process, in Redis.
 
     admit ─▶ queued ─claim─▶ running ─seal─▶ sealed ─next_to_judge, verdict─▶ judged ─┐ all members final
-               ▲                │ append        │                                     ├─▶ group complete
+               ▲                │ intend, append│                                     ├─▶ group complete
                └─────requeue────┴───────────────┘    drop (from any of them) ▶ dropped ┘        │ close_group
                                                                                                 ▼
           consumed ◀── commit(step) ── leased to a step ◀── lease(step) ── windows ready ◀──────┘
@@ -30,8 +30,9 @@ from typing import Self
 from klong_rl.buffer.connection import Connection
 from klong_rl.buffer.errors import Unavailable
 from klong_rl.buffer.reader import Reader
-from klong_rl.buffer.records import BufferAddress, Claim, ToJudge, WindowRef
-from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Verdict, Window, decode, encode
+from klong_rl.buffer.records import BufferAddress, Claim, EpisodeLimits, ToJudge, WindowRef, limited, limits_of
+from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
+from klong_rl.wire import decode, encode
 
 OLDEST_REDIS = 7  # its scripts can say which of them may run at the memory limit
 JUDGE_VISIBLE_S = 900.0  # longer than a rubric takes; after it the judge is taken for dead
@@ -87,13 +88,49 @@ class Buffer(Reader):
     async def claim(self, owner: str, request: str = "") -> Claim | None:
         """Takes the most urgent queued episode: evaluation first, then as admitted; or None. Raises Full."""
         answer = await self._redis.transition("claim", owner, _named("claim", request))
-        return Claim(decode(answer[0], EpisodeSpec), answer[1]) if answer else None
+        if not answer:
+            return None
+        spec, epoch, *extended = answer
+        return Claim(limited(decode(spec, EpisodeSpec), limits_of(extended)), epoch)
 
-    async def append(self, episode: str, epoch: int, segment: Segment) -> None:
-        """Adds the next segment. Raises StaleEpoch, OutOfSequence, or Conflict for other bytes under an old number."""
+    async def intend(self, episode: str, epoch: int, seq: int, turn: Turn) -> None:
+        """The write-ahead of an action: its turn as sampled, before its command runs, to be segment `seq`.
+
+        It stays until that segment is appended, so that after a crash the command is known to have run perhaps. Raises
+        StaleEpoch (then the command must not run), OutOfSequence, Conflict.
+        """
+        await self._redis.transition("intend", episode, epoch, seq, len(turn.action_A), encode(turn))
+
+    async def append(self, episode: str, epoch: int, segment: Segment) -> EpisodeLimits | None:
+        """Adds the next segment; the episode's limits if they were extended.
+
+        Raises StaleEpoch, OutOfSequence, or Conflict for other bytes under an old number.
+        """
         if segment.episode != episode:
             raise ValueError(f"segment of episode {segment.episode} appended to {episode}; append it to its own")
-        await self._redis.transition("append", episode, epoch, segment.seq, encode(segment))
+        tokens = sum(len(turn.action_A) for turn in segment.turns)
+        return limits_of(
+            await self._redis.transition("append", episode, epoch, segment.seq, tokens, encode(segment))
+        )
+
+    async def rewind(self, episode: str, epoch: int, n_segments: int, reason: str) -> int:
+        """Gives up what follows the first `n_segments` segments of a running episode; how many action tokens.
+
+        For a holder whose sandbox is gone: it goes on from its snapshot, or from the prompt. Counted by reason.
+        Raises StaleEpoch.
+        """
+        return (await self._redis.transition("rewind", episode, epoch, n_segments, reason))[0]
+
+    async def keep_snapshot(self, episode: str, epoch: int, n_segments: int, image: str) -> None:
+        """Notes where a running episode can be restored from. Raises StaleEpoch, OutOfSequence."""
+        await self._redis.transition("keep_snapshot", episode, epoch, n_segments, image)
+
+    async def extend(self, group: str, timeout_s: float, max_turns: int) -> bool:
+        """Lets all members of a group go further; False if one has ended already, or nothing grew. Raises Unknown.
+
+        Who runs them learns it with the next `append`.
+        """
+        return bool((await self._redis.transition("extend", group, repr(float(timeout_s)), max_turns))[0])
 
     async def seal(self, episode: str, epoch: int, outcome: Outcome) -> None:
         """Ends a running episode and queues it for judging. Raises StaleEpoch, or Conflict for a second outcome."""
@@ -104,26 +141,19 @@ class Buffer(Reader):
             )
         await self._redis.transition("seal", episode, epoch, encode(outcome), outcome.kind)
 
-    async def requeue(self, episode: str, epoch: int, reason: str, keep_segments: bool = False) -> int:
-        """Gives a running episode back, or a sealed one whose remains can't be judged; its failures so far.
+    async def requeue(self, episode: str, epoch: int, reason: str) -> int:
+        """Gives a running episode back, or a sealed one that can't be judged; its failures since its last segment.
 
-        Its segments go, unless the next holder resumes from them (`keep_segments`). It keeps its place in the order of
-        admission. Raises StaleEpoch.
+        It keeps its segments and its place in the order of admission. Raises StaleEpoch.
         """
-        answer = await self._redis.transition("requeue", episode, epoch, reason, int(keep_segments))
-        return answer[0]
+        return (await self._redis.transition("requeue", episode, epoch, reason))[0]
 
-    async def requeue_running(
-        self, reason: str, keep_segments: bool = False, and_sealed: bool = False, request: str = ""
-    ) -> int:
-        """Gives back whatever is running, when no holder can be left: a new driver on an old run. Not a failure.
+    async def abandon(self, owner: str, reason: str, request: str = "") -> int:
+        """Gives back all that a dead `owner` ran, and lets what it judged be judged by others; how many it ran.
 
-        What judges hold is judged again at once; with `and_sealed`, its sandboxes being gone, it is given back too.
+        Everybody's with "": a new driver on an old run. Segments stay, and it counts as no episode's failure.
         """
-        answer = await self._redis.transition(
-            "requeue_running", reason, _named("requeue_running", request), int(keep_segments), int(and_sealed)
-        )
-        return answer[0]
+        return (await self._redis.transition("abandon", owner, reason, _named("abandon", request)))[0]
 
     async def drop(self, episode: str, reason: str, epoch: int | None = None) -> bool:
         """Makes an episode final without a verdict; False if it was final before. Its segments go.
@@ -138,7 +168,7 @@ class Buffer(Reader):
     async def next_to_judge(self, owner: str, visible_s: float = JUDGE_VISIBLE_S, request: str = "") -> ToJudge | None:
         """The most urgent sealed episode, hidden from other judges for `visible_s` seconds. None if there is none.
 
-        Raises StaleEpoch when a repeated request's episode was requeued since.
+        Raises StaleEpoch when a repeated request's episode was requeued or dropped since.
         """
         answer = await self._redis.transition(
             "next_to_judge", owner, round(visible_s * 1000), _named("next_to_judge", request)
@@ -166,23 +196,26 @@ class Buffer(Reader):
             if window.group != group or not window.versions:
                 raise ValueError(f"window {window.id} (group {window.group}) has no target or isn't of group {group}")
             ref = WindowRef.of(window)
-            args += [window.id, encode(ref), ref.n_tokens, encode(window)]
+            args += [window.id, ref.pack(), ref.n_tokens, encode(window)]
         answer = await self._redis.transition("close_group", group, *args)
         return bool(answer[0])
 
     # Training
 
-    async def lease(self, step: int, n_groups: int, oldest_version: int) -> list[WindowRef]:
+    async def lease(
+        self, step: int, n_groups: int, oldest_version: int, dead_versions: Sequence[int] = ()
+    ) -> list[WindowRef]:
         """The windows of `n_groups` whole groups for a step, those closed first coming first.
 
-        Windows with a token sampled before `oldest_version` are dropped as stale and counted on the way; a group
-        left without windows is consumed. If fewer than `n_groups` groups are left, the answer is empty and nothing is
-        leased. The same step again gets the same windows. Raises Committed for a step already committed.
+        Windows with a token sampled before `oldest_version`, or by one of `dead_versions` (which did not survive a
+        restore), are dropped as stale and counted on the way; a group left without windows is consumed. If fewer than
+        `n_groups` groups are left, the answer is empty and nothing is leased. The same step again gets the same
+        windows. Raises Committed for a step already committed.
         """
         if n_groups < 1 or step < 0 or oldest_version < 0:
             raise ValueError(f"lease(step={step}, n_groups={n_groups}, oldest_version={oldest_version}): too small")
-        refs = await self._redis.transition("lease", step, n_groups, oldest_version)
-        return [decode(ref, WindowRef) for ref in refs]
+        refs = await self._redis.transition("lease", step, n_groups, oldest_version, *dead_versions)
+        return [WindowRef.unpack(ref) for ref in refs]
 
     async def commit(self, step: int) -> int:
         """Consumes the leases of `step` and before, once its checkpoint is durable; the groups newly consumed.

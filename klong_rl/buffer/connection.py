@@ -22,6 +22,7 @@ from klong_rl.buffer.errors import (
     Committed,
     Conflict,
     Full,
+    Malformed,
     OutOfSequence,
     Refused,
     StaleEpoch,
@@ -152,6 +153,8 @@ class Connection:
         except exceptions.ResponseError as error:
             if str(error).startswith("MISCONF"):
                 raise Full(f"{what}: {self.where} can't persist ({error}); free space on its disk") from error
+            if str(error).startswith("MALFORMED"):
+                raise Malformed(what, str(error).removeprefix("MALFORMED ").split(" script: ")[0]) from error
             raise
 
     async def close(self) -> None:

@@ -77,6 +77,17 @@ class Committed(Refused):
         )
 
 
+class Malformed(Refused):
+    """A message that no client of ours sends: a number that is none, a frame cut short, a record of another kind."""
+
+    def __init__(self, transition: str, what: str):
+        super().__init__(transition, what)
+        self.transition, self.what = transition, what
+
+    def __str__(self) -> str:
+        return f"{self.transition}: {self.what}; nothing was changed, check who writes to this buffer, and its release"
+
+
 class Unknown(Refused):
     """No such episode, group or window: never admitted, or archived and forgotten."""
 

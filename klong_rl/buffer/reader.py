@@ -4,17 +4,32 @@ whatever is decided on a look is checked again by the transition that follows it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from klong_rl.buffer.connection import Connection
 from klong_rl.buffer.errors import Unknown
-from klong_rl.buffer.records import Counts, EpisodeView, InProgress, Member, Ready, Result, WindowRef
-from klong_rl.types import EpisodeSpec, Outcome, Segment, Verdict, Window, decode
+from klong_rl.buffer.records import (
+    Counts,
+    EpisodeView,
+    InProgress,
+    Member,
+    Progress,
+    Ready,
+    Result,
+    Snapshot,
+    WindowRef,
+)
+from klong_rl.types import EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
+from klong_rl.wire import WireError, decode
+
+T = TypeVar("T")
 
 EPISODES_A_READ = 1000  # of a look at all of them: a reply of some 100 kB
 
 
 class Reader:
-    """What can be asked of a buffer. Every method raises `Unavailable` when no answer comes by the deadline."""
+    """What can be asked of a buffer. Every method raises `Unavailable` when no answer comes by the deadline, and
+    `WireError`, naming the key, for a record there that is damaged."""
 
     def __init__(self, connection: Connection):
         self._redis = connection
@@ -31,21 +46,37 @@ class Reader:
         if spec is None:
             raise Unknown("episode", episode)
         return EpisodeView(
-            spec=decode(spec, EpisodeSpec),
+            spec=_whole(spec, EpisodeSpec, key),
             state=state.decode(),
             epoch=int(epoch),
             failures=int(failures),
             owner=(owner or b"").decode(),
             n_segments=n_segments,
-            outcome=decode(outcome, Outcome) if outcome else None,
-            verdict=decode(verdict, Verdict) if verdict else None,
+            outcome=_whole(outcome, Outcome, key) if outcome else None,
+            verdict=_whole(verdict, Verdict, key) if verdict else None,
             reason=(reason or b"").decode(),
         )
 
     async def segments(self, episode: str) -> list[Segment]:
-        """All segments of an episode, in order: where a new holder goes on."""
-        (found,) = await self._redis.read("segments", ("LRANGE", self._key("segments", episode), 0, -1))
-        return [decode(segment, Segment) for segment in found]
+        """All segments of an episode, in order."""
+        key = self._key("segments", episode)
+        (found,) = await self._redis.read("segments", ("LRANGE", key, 0, -1))
+        return [_whole(segment, Segment, key) for segment in found]
+
+    async def progress(self, episode: str) -> Progress:
+        """Where a new holder goes on. Raises Unknown."""
+        key, segments = self._key("episode", episode), self._key("segments", episode)
+        fields = ("state", "intended", "snapshot", "snapshot_at", "outcome")
+        found, held = await self._redis.read("progress", ("HMGET", key, *fields), ("LRANGE", segments, 0, -1))
+        state, intended, image, n_segments, outcome = found
+        if state is None:
+            raise Unknown("episode", episode)
+        return Progress(
+            segments=[_whole(segment, Segment, segments) for segment in held],
+            intended=_whole(intended, Turn, key) if intended else None,
+            snapshot=Snapshot(image.decode(), int(n_segments)) if image else None,
+            outcome=_whole(outcome, Outcome, key) if outcome else None,
+        )
 
     async def in_progress(self) -> list[InProgress]:
         """Every episode that is queued, running or sealed."""
@@ -86,21 +117,21 @@ class Reader:
         (ids,) = await self._redis.read("group", ("LRANGE", self._key("members", group), 0, -1))
         if not ids:
             raise Unknown("group", group)
+        episodes = [(self._key("episode", i.decode()), self._key("segments", i.decode())) for i in ids]
         commands: list[tuple] = []
-        for episode in (i.decode() for i in ids):
-            commands.append(("HMGET", self._key("episode", episode), "spec", "outcome", "verdict"))
-            commands.append(("LRANGE", self._key("segments", episode), 0, -1))
+        for episode, segments in episodes:
+            commands += [("HMGET", episode, "spec", "outcome", "verdict"), ("LRANGE", segments, 0, -1)]
         found = await self._redis.read("group", *commands)
         if any(spec is None for spec, _, _ in found[::2]):  # forgotten between the two reads
             raise Unknown("group", group)
         return [
             Member(
-                decode(spec, EpisodeSpec),
-                decode(outcome, Outcome) if outcome else None,
-                decode(verdict, Verdict) if verdict else None,
-                [decode(segment, Segment) for segment in segments],
+                _whole(spec, EpisodeSpec, key),
+                _whole(outcome, Outcome, key) if outcome else None,
+                _whole(verdict, Verdict, key) if verdict else None,
+                [_whole(segment, Segment, segments) for segment in held],
             )
-            for (spec, outcome, verdict), segments in zip(found[::2], found[1::2], strict=True)
+            for (key, segments), (spec, outcome, verdict), held in zip(episodes, found[::2], found[1::2], strict=True)
         ]
 
     async def group_states(self, groups: Sequence[str]) -> dict[str, str]:
@@ -168,12 +199,13 @@ class Reader:
         for window, data in zip(ids, found, strict=True):
             if data is None:
                 raise Unknown("window", window)
-        return [decode(data, Window) for data in found]
+        keys = (self._key("window", window) for window in ids)
+        return [_whole(data, Window, key) for key, data in zip(keys, found, strict=True)]
 
     async def refs(self, *groups: str) -> list[WindowRef]:
         """References of the windows of closed groups; a group has none if it made none or all were stale."""
         found = await self._redis.read("refs", *(("LRANGE", self._key("refs", group), 0, -1) for group in groups))
-        return [decode(ref, WindowRef) for refs in found for ref in refs]
+        return [WindowRef.unpack(ref) for refs in found for ref in refs]
 
     async def trained_at(self, group: str) -> int | None:
         """The step whose commit consumed a group; None for one that is consumed otherwise, or not yet."""
@@ -207,13 +239,22 @@ class Reader:
 
     async def counts(self) -> Counts:
         """How much has passed through since the run began."""
-        names = ("states", "outcomes:train", "outcomes:eval", "drops", "requeues", "windows")
+        names = (
+            "states", "outcomes:train", "outcomes:eval", "drops", "requeues", "windows", "appended", "discarded",
+        )  # fmt: skip
         found = await self._redis.read("counts", *(("HGETALL", self._key("n", name)) for name in names))
         tables = [{field.decode(): int(n) for field, n in table.items() if int(n)} for table in found]
-        states, train, evaluation, drops, requeues, windows = tables
-        return Counts(states, {"train": train, "eval": evaluation}, drops, requeues, windows)
+        states, train, evaluation, *others = tables
+        return Counts(states, {"train": train, "eval": evaluation}, *others)
 
     async def memory(self) -> tuple[int, int]:
         """Bytes Redis uses, and its limit (0: none): what back-pressure on `claim` looks at."""
         (memory,) = await self._redis.read("memory", ("INFO", "memory"))
         return memory["used_memory"], memory["maxmemory"]
+
+
+def _whole(data: bytes, kind: type[T], key: str) -> T:
+    try:
+        return decode(data, kind)
+    except WireError as error:
+        raise WireError(f"{key} holds a damaged record: {error}") from error

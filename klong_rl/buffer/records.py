@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from klong_rl.types import EpisodeSpec, Outcome, Segment, Verdict, Window
+from klong_rl.types import EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
 
 # The run is the hash tag of every key, so braces would move keys to other slots of a cluster.
 _RUN = re.compile(r"[A-Za-z0-9._-]+")
@@ -36,19 +37,68 @@ class WindowRef(msgspec.Struct, frozen=True, array_like=True):
     id: str
     n_tokens: int
     n_targets: int
-    oldest_version: int
+    versions: tuple[int, ...]  # that sampled its targets, oldest first, each once
     stage: int
     group: str
 
     @classmethod
     def of(cls, window: Window) -> WindowRef:
-        return cls(
-            window.id, len(window.tokens_T), window.n_targets(), window.oldest_version(), window.stage, window.group
-        )
+        versions = tuple(sorted({version for version, _ in window.versions}))
+        return cls(window.id, len(window.tokens_T), window.n_targets(), versions, window.stage, window.group)
+
+    @property
+    def oldest_version(self) -> int:
+        return self.versions[0]
+
+    def pack(self) -> bytes:
+        """A MessagePack array, which the scripts read too."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> WindowRef:
+        return _REF.decode(packed)
+
+
+_REF = msgspec.msgpack.Decoder(WindowRef)
+
+
+class EpisodeLimits(NamedTuple):
+    """How far an episode may go."""
+
+    timeout_s: float  # active seconds
+    max_turns: int
+
+
+def limits_of(extended: Sequence[bytes | None]) -> EpisodeLimits | None:
+    """The limits in the fields timeout_s and max_turns of an episode; None while they are those it came with."""
+    if not extended or extended[0] is None:
+        return None
+    return EpisodeLimits(float(extended[0]), int(extended[1]))
+
+
+def limited(spec: EpisodeSpec, limits: EpisodeLimits | None) -> EpisodeSpec:
+    """The spec with the limits it has now."""
+    return spec if limits is None else msgspec.structs.replace(spec, **limits._asdict())
+
+
+class Snapshot(NamedTuple):
+    """A file system to go on from: that of the sandbox after `n_segments` segments."""
+
+    image: str
+    n_segments: int
+
+
+class Progress(NamedTuple):
+    """What a new holder of an episode goes on from."""
+
+    segments: list[Segment]
+    intended: Turn | None  # its command may have run, in part or in whole; its observation never came
+    snapshot: Snapshot | None
+    outcome: Outcome | None  # it had ended, and went back because it could not be judged
 
 
 class Claim(NamedTuple):
-    """An episode to run. `epoch` fences all that its holder writes."""
+    """An episode to run, with its limits as they are now. `epoch` fences all that its holder writes."""
 
     spec: EpisodeSpec
     epoch: int
@@ -85,7 +135,7 @@ class EpisodeView(NamedTuple):
     spec: EpisodeSpec
     state: str  # queued, running, sealed, judged or dropped
     epoch: int  # how often it was claimed
-    failures: int  # how often its holder gave it up (`requeue`); a restart of the whole run is not one
+    failures: int  # how often a holder gave it up since its last segment; the death of a holder is not one
     owner: str  # who claimed it last, to run it or to judge it; "" before the first
     n_segments: int
     outcome: Outcome | None
@@ -118,3 +168,5 @@ class Counts(NamedTuple):
     drops: dict[str, int]  # episodes by reason
     requeues: dict[str, int]  # by reason
     windows: dict[str, int]  # ready, leased, consumed, stale (dropped as too old)
+    appended: dict[str, int]  # "segments" and the action "tokens" in them
+    discarded: dict[str, int]  # action tokens given up, by reason: rewound, or of a dropped episode

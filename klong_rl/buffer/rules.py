@@ -7,8 +7,10 @@ their order matter. `receipts` hold what a named request was answered, so that i
 
 from __future__ import annotations
 
-from klong_rl.buffer.errors import Committed, Conflict, OutOfSequence, StaleEpoch, WrongState
-from klong_rl.buffer.records import Claim, ToJudge, WindowRef
+from collections.abc import Sequence
+
+from klong_rl.buffer.errors import Committed, Conflict, OutOfSequence, WrongState
+from klong_rl.buffer.records import Claim, EpisodeLimits, Snapshot, ToJudge, WindowRef, limited
 from klong_rl.buffer.run_state import Episode, Group, RunState
 from klong_rl.types import EpisodeSpec, Outcome, Verdict, Window
 
@@ -40,7 +42,8 @@ class Rules(RunState):
     def claim(self, owner: str, request: str) -> Claim | None:
         if request in self.receipts:
             episode, epoch = self.receipts[request]
-            return Claim(self._episode(episode).spec, epoch)
+            e = self._episode(episode)
+            return Claim(limited(e.spec, e.limits), epoch)
         queued = [e for e in self.episodes.values() if e.state == "queued"]
         if not queued:
             return None
@@ -49,18 +52,61 @@ class Rules(RunState):
         e.owner = owner
         self._move(e, "running")
         self.receipts[request] = (e.spec.id, e.epoch)
-        return Claim(e.spec, e.epoch)
+        return Claim(limited(e.spec, e.limits), e.epoch)
 
-    def append(self, episode: str, epoch: int, seq: int, segment: bytes) -> None:
+    def intend(self, episode: str, epoch: int, seq: int, tokens: int, turn: bytes) -> None:
         e = self._held(episode, epoch)
         if seq < len(e.segments):
-            if e.segments[seq] != segment:
-                raise Conflict("segment", f"{episode}/{seq}")
             return
         self._need(e, epoch, "running")
         if seq > len(e.segments):
             raise OutOfSequence(episode, seq, len(e.segments))
+        if e.intended and e.intended[0] != turn:
+            raise Conflict("intended action of episode", f"{episode}/{seq}")
+        e.intended = (turn, tokens)
+
+    def append(self, episode: str, epoch: int, seq: int, tokens: int, segment: bytes) -> EpisodeLimits | None:
+        e = self._held(episode, epoch)
+        if seq < len(e.segments):
+            if e.segments[seq] != segment:
+                raise Conflict("segment", f"{episode}/{seq}")
+            return e.limits
+        self._need(e, epoch, "running")
+        if seq > len(e.segments):
+            raise OutOfSequence(episode, seq, len(e.segments))
         e.segments.append(segment)
+        e.sizes.append(tokens)
+        e.intended, e.failures = None, 0
+        self.appended["segments"] += 1
+        self.appended["tokens"] += tokens
+        return e.limits
+
+    def rewind(self, episode: str, epoch: int, n_segments: int, reason: str) -> int:
+        e = self._held(episode, epoch)
+        self._need(e, epoch, "running")
+        e.outcome = None
+        if e.snapshot and e.snapshot.n_segments > n_segments:
+            e.snapshot = None
+        return self._discard(e, n_segments, reason)
+
+    def keep_snapshot(self, episode: str, epoch: int, n_segments: int, image: str) -> None:
+        e = self._held(episode, epoch)
+        self._need(e, epoch, "running")
+        if not 0 <= n_segments <= len(e.segments):
+            raise OutOfSequence(episode, n_segments, len(e.segments))
+        if e.snapshot is None or e.snapshot.n_segments <= n_segments:
+            e.snapshot = Snapshot(image, n_segments)
+
+    def extend(self, name: str, timeout_s: float, max_turns: int) -> bool:
+        members = [self.episodes[i] for i in self._group(name).members]
+        for e in members:
+            old = e.limits or EpisodeLimits(0.0, 0)
+            shrinks = timeout_s < old.timeout_s or max_turns < old.max_turns
+            if e.state not in ("queued", "running") or shrinks or old == (timeout_s, max_turns):
+                return False
+        for e in members:
+            e.limits = EpisodeLimits(timeout_s, max_turns)
+        return True
 
     def seal(self, episode: str, epoch: int, outcome: Outcome) -> None:
         e = self._held(episode, epoch)
@@ -69,26 +115,26 @@ class Rules(RunState):
                 raise Conflict("outcome of episode", episode)
             return
         self._need(e, epoch, "running")
+        if e.intended:
+            raise WrongState("episode", episode, "running, with an action that wasn't appended")
         e.outcome, e.hidden_until_ms = outcome, 0
         self._move(e, "sealed")
 
-    def requeue(self, episode: str, epoch: int, reason: str, keep_segments: bool = False) -> int:
+    def requeue(self, episode: str, epoch: int, reason: str) -> int:
         e = self._held(episode, epoch)
         self._need(e, epoch, "running", "sealed", "queued")
         if e.state != "queued":
             e.failures += 1
-            self._back_to_queue(e, reason, keep_segments)
+            self._back_to_queue(e, reason)
         return e.failures
 
-    def requeue_running(
-        self, reason: str, request: str, keep_segments: bool = False, and_sealed: bool = False
-    ) -> int:
+    def abandon(self, owner: str, reason: str, request: str) -> int:
         if request not in self.receipts:
-            states = ("running", "sealed") if and_sealed else ("running",)
-            running = [e for e in self.episodes.values() if e.state in states]
+            held = [e for e in self.episodes.values() if owner in ("", e.owner)]
+            running = [e for e in held if e.state == "running"]
             for e in running:
-                self._back_to_queue(e, reason, keep_segments)
-            for e in self.episodes.values():
+                self._back_to_queue(e, reason)
+            for e in held:
                 e.hidden_until_ms = 0
             self.receipts[request] = (len(running),)
         return self.receipts[request][0]
@@ -97,7 +143,8 @@ class Rules(RunState):
         e = self._episode(episode) if epoch is None else self._held(episode, epoch)
         if e.state in ("judged", "dropped"):
             return False
-        e.segments, e.reason = [], reason
+        self._discard(e, 0, reason)
+        e.reason = reason
         self.drops[reason] += 1
         self._move(e, "dropped")
         self._settle(e)
@@ -109,8 +156,7 @@ class Rules(RunState):
         if request in self.receipts:
             episode, epoch = self.receipts[request]
             e = self._held(episode, epoch)
-            if e.outcome is None:  # requeued since
-                raise StaleEpoch(episode, epoch, e.epoch, e.state)
+            self._need(e, epoch, "sealed", "judged")
             return ToJudge(e.spec, epoch, e.outcome)
         waiting = [e for e in self.episodes.values() if e.state == "sealed" and e.hidden_until_ms <= now_ms]
         if not waiting:
@@ -159,13 +205,15 @@ class Rules(RunState):
 
     # Training
 
-    def lease(self, step: int, n_groups: int, oldest_version: int) -> list[WindowRef]:
+    def lease(
+        self, step: int, n_groups: int, oldest_version: int, dead_versions: Sequence[int] = ()
+    ) -> list[WindowRef]:
         if step <= self.committed:
             raise Committed(step, self.committed)
         if step not in self.leases:
             picked: list[str] = []
             for name in self._ready():
-                if len(picked) < n_groups and self._freshen(self.groups[name], oldest_version):
+                if len(picked) < n_groups and self._freshen(self.groups[name], oldest_version, dead_versions):
                     picked.append(name)
             if len(picked) < n_groups:
                 return []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from klong_rl.buffer.errors import StaleEpoch, Unknown
-from klong_rl.buffer.records import Counts, Ready, WindowRef
+from klong_rl.buffer.records import Counts, EpisodeLimits, Ready, Snapshot, WindowRef
 from klong_rl.types import EpisodeSpec, Outcome, Verdict, Window
 
 Rank = tuple[bool, int]  # (is training, order of admission): evaluation sorts first
@@ -21,6 +22,10 @@ class Episode:
     failures: int = 0
     owner: str = ""
     segments: list[bytes] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # action tokens of each
+    intended: tuple[bytes, int] | None = None  # the turn, and its action tokens
+    snapshot: Snapshot | None = None
+    limits: EpisodeLimits | None = None  # once extended
     outcome: Outcome | None = None
     verdict: Verdict | None = None
     reason: str = ""
@@ -58,6 +63,8 @@ class RunState:
         self.outcomes: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
         self.states: Counter[str] = Counter()
         self.window_counts: Counter[str] = Counter()
+        self.appended: Counter[str] = Counter()
+        self.discarded: Counter[str] = Counter()
 
     # Looks
 
@@ -71,7 +78,10 @@ class RunState:
 
     def counts(self) -> Counts:
         outcomes = {purpose: dict(+kinds) for purpose, kinds in self.outcomes.items()}
-        return Counts(dict(+self.states), outcomes, dict(self.drops), dict(self.requeues), dict(+self.window_counts))
+        return Counts(
+            dict(+self.states), outcomes, dict(self.drops), dict(self.requeues), dict(+self.window_counts),
+            dict(+self.appended), dict(+self.discarded),
+        )  # fmt: skip
 
     def scores(self, group_prefix: str = "") -> dict[str, float]:
         groups = [scores for name, scores in self.eval_scores.items() if name.startswith(group_prefix)]
@@ -108,10 +118,13 @@ class RunState:
         self.states[state] += 1
         e.state = state
 
-    def _back_to_queue(self, e: Episode, reason: str, keep_segments: bool) -> None:
-        e.outcome = None
-        if not keep_segments:
-            e.segments = []
+    def _discard(self, e: Episode, n: int, reason: str) -> int:
+        tokens = sum(e.sizes[n:]) + (e.intended[1] if e.intended else 0)
+        e.segments, e.sizes, e.intended = e.segments[:n], e.sizes[:n], None
+        self.discarded[reason] += tokens
+        return tokens
+
+    def _back_to_queue(self, e: Episode, reason: str) -> None:
         self.requeues[reason] += 1
         self._move(e, "queued")
 
@@ -125,11 +138,11 @@ class RunState:
         names = [name for name, group in self.groups.items() if group.state == "ready"]
         return sorted(names, key=lambda name: self.groups[name].order)
 
-    def _freshen(self, group: Group, oldest: int) -> bool:
-        stale = [ref for ref in group.refs if ref.oldest_version < oldest]
+    def _freshen(self, group: Group, oldest: int, dead: Sequence[int]) -> bool:
+        stale = [ref for ref in group.refs if ref.oldest_version < oldest or set(ref.versions) & set(dead)]
         for ref in stale:
             del self.windows[ref.id]
-        group.refs = [ref for ref in group.refs if ref.oldest_version >= oldest]
+        group.refs = [ref for ref in group.refs if ref not in stale]
         self.window_counts["ready"] -= len(stale)
         self.window_counts["stale"] += len(stale)
         if not group.refs:

@@ -49,9 +49,11 @@ def render(look: Look) -> RenderableType:
     if look.leases:
         parts.append(_leases(look))
     if look.counts.drops:
-        parts.append(_reasons("episodes dropped", look.counts.drops))
+        parts.append(_reasons("episodes dropped", "episodes", look.counts.drops))
     if look.counts.requeues:
-        parts.append(_reasons("episodes given back, to be tried again", look.counts.requeues))
+        parts.append(_reasons("episodes given back, to go on elsewhere", "episodes", look.counts.requeues))
+    if look.counts.discarded:
+        parts.append(_reasons("given up, to be sampled anew or with their episode", "tokens", look.counts.discarded))
     return Group(*parts)
 
 
@@ -126,8 +128,8 @@ def _leases(look: Look) -> Table:
     return table
 
 
-def _reasons(title: str, reasons: Mapping[str, int]) -> Table:
-    table = _table(title, "reason", "episodes")
+def _reasons(title: str, unit: str, reasons: Mapping[str, int]) -> Table:
+    table = _table(title, "reason", unit)
     most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     for reason, n in most[:MOST_REASONS]:
         table.add_row(Text(reason), str(n))

@@ -18,8 +18,19 @@ import numpy as np
 import pytest
 import redis
 
-from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Full, StaleEpoch, Unavailable, Unknown, WrongState
-from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window, encode
+from klong_rl.buffer import (
+    Buffer,
+    BufferAddress,
+    EmbeddedRedis,
+    Full,
+    Snapshot,
+    StaleEpoch,
+    Unavailable,
+    Unknown,
+    WrongState,
+)
+from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window
+from klong_rl.wire import encode
 
 pytestmark = pytest.mark.integration
 
@@ -159,17 +170,38 @@ async def test_a_requeued_episode_keeps_its_place_and_counts_its_failures(buffer
         await buffer.admit(spec(group))
     claim = await buffer.claim("actor")
     await buffer.append("a-0", 1, segment("a-0", 0))
-    assert await buffer.requeue("a-0", claim.epoch, "engine died", keep_segments=True) == 1
+    assert await buffer.requeue("a-0", claim.epoch, "engine died") == 1
     assert await buffer.claim("actor") == (spec("a"), 2)
     assert [s.seq for s in await buffer.segments("a-0")] == [0]
     with pytest.raises(StaleEpoch, match="epoch 1 doesn't hold it"):
         await buffer.append("a-0", 1, segment("a-0", 1))
-    await buffer.append("a-0", 2, segment("a-0", 1))
     assert await buffer.requeue("a-0", 2, "sandbox died") == 2
+    await buffer.claim("actor")
+    await buffer.append("a-0", 3, segment("a-0", 1))
     view = await buffer.episode("a-0")
-    assert (view.state, view.epoch, view.failures, view.n_segments) == ("queued", 2, 2, 0)
-    assert await buffer.requeue_running("restart") == 0
-    assert (await buffer.counts()).requeues == {"engine died": 1, "sandbox died": 1}
+    assert (view.state, view.epoch, view.failures, view.n_segments) == ("running", 3, 0, 2)
+    assert await buffer.abandon("another", "it died") == 0
+    assert await buffer.abandon("actor", "it died") == 1
+    assert (await buffer.counts()).requeues == {"engine died": 1, "sandbox died": 1, "it died": 1}
+
+
+async def test_a_new_holder_finds_all_that_it_needs_to_go_on(buffer: Buffer) -> None:
+    await buffer.admit(spec("a"))
+    await buffer.claim("actor")
+    await buffer.append("a-0", 1, segment("a-0", 0))
+    await buffer.keep_snapshot("a-0", 1, 1, "sha256:abc")
+    turn = segment("a-0", 1).turns[0]
+    await buffer.intend("a-0", 1, 1, turn)
+    await buffer.abandon("actor", "it died")
+    await buffer.claim("actor")
+    progress = await buffer.progress("a-0")
+    assert [s.seq for s in progress.segments] == [0] and progress.snapshot == Snapshot("sha256:abc", 1)
+    assert encode(progress.intended) == encode(turn) and progress.outcome is None
+    assert await buffer.rewind("a-0", 2, 0, "sandbox gone") == 2 * len(turn.action_A)
+    assert await buffer.progress("a-0") == ([], None, None, None)
+    counts = await buffer.counts()
+    assert counts.appended == {"segments": 1, "tokens": len(turn.action_A)}
+    assert counts.discarded == {"sandbox gone": 2 * len(turn.action_A)}
 
 
 async def test_the_episode_of_a_dead_judge_comes_back(buffer: Buffer) -> None:

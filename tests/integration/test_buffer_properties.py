@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ from hypothesis.stateful import (
 
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, Refused
 from klong_rl.buffer.rules import Rules
-from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window, encode
+from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window
+from klong_rl.wire import encode
 
 pytestmark = pytest.mark.integration
 
@@ -84,6 +86,7 @@ def in_state(*states: str) -> Callable[[BufferMachine], bool]:
 
 class BufferMachine(RuleBasedStateMachine):
     server: EmbeddedRedis
+    restarts = 0
     loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
@@ -95,12 +98,18 @@ class BufferMachine(RuleBasedStateMachine):
         self.closed: set[str] = set()  # windows handed to close_group
         self.trained: dict[int, set[str]] = {}  # step -> windows, in the history that survives
         self.versions: list[int] = [0]
+        self.appended = 0  # action tokens
+        self.intended_and_given_up = 0  # action tokens that never came to be appended
+        self.forgotten = 0  # action tokens of groups that were archived
 
     def both(self, name: str, real: tuple, model: Callable[[], Any], again: bool = False) -> Any:
         """The answer or refusal both sides agree on. `again`: the transition is delivered a second time."""
+        intended = self.intended()
         expected = _answer(model)
         found = _answer(lambda: self.loop.run_until_complete(getattr(self.buffer, name)(*real)))
         assert found == expected, name
+        if name in ("rewind", "drop"):
+            self.intended_and_given_up += intended - self.intended()
         if again:
             expected = _answer(model)
             repeated = _answer(lambda: self.loop.run_until_complete(getattr(self.buffer, name)(*real)))
@@ -109,10 +118,22 @@ class BufferMachine(RuleBasedStateMachine):
                 assert repeated in (found, False, 0), f"{name}: the second delivery got something new"
         return found
 
+    def intended(self) -> int:
+        """Action tokens that are written ahead and not appended."""
+        return sum(e.intended[1] for e in self.model.episodes.values() if e.intended)
+
     def append_next(self, episode: str, epoch: int) -> None:
         seq = len(self.model.episodes[episode].segments)
-        segment = segment_of(episode, seq, 5)
-        self.both("append", (episode, epoch, segment), lambda: self.model.append(episode, epoch, seq, encode(segment)))
+        self.append_both(episode, epoch, segment_of(episode, seq, 5), False)
+
+    def append_both(self, episode: str, epoch: int, segment: Segment, again: bool) -> None:
+        n_tokens = len(segment.turns[0].action_A)
+        model = lambda: self.model.append(episode, epoch, segment.seq, n_tokens, encode(segment))  # noqa: E731
+        known = self.model.episodes.get(episode)
+        before = len(known.segments) if known else 0
+        self.both("append", (episode, epoch, segment), model, again)
+        if known and len(known.segments) > before:
+            self.appended += n_tokens
 
     def request(self, name: str | None) -> str:
         return name or f"fresh-{next(self.fresh)}"
@@ -165,8 +186,12 @@ class BufferMachine(RuleBasedStateMachine):
         episode = data.draw(episodes)
         epoch = self.epoch(episode, age)
         segment = segment_of(episode, 0, 5)
+        turn = segment.turns[0]
         for name, real, model in (
-            ("append", (segment,), lambda: self.model.append(episode, epoch, 0, encode(segment))),
+            ("append", (segment,), lambda: self.model.append(episode, epoch, 0, 1, encode(segment))),
+            ("intend", (0, turn), lambda: self.model.intend(episode, epoch, 0, 1, encode(turn))),
+            ("rewind", (0, "late"), lambda: self.model.rewind(episode, epoch, 0, "late")),
+            ("keep_snapshot", (0, "image"), lambda: self.model.keep_snapshot(episode, epoch, 0, "image")),
             ("seal", (SUBMITTED,), lambda: self.model.seal(episode, epoch, SUBMITTED)),
             ("requeue", ("late",), lambda: self.model.requeue(episode, epoch, "late")),
             ("verdict", (Verdict(score=1.0),), lambda: self.model.verdict(episode, epoch, Verdict(score=1.0))),
@@ -183,9 +208,38 @@ class BufferMachine(RuleBasedStateMachine):
         episode = self.pick(data, "running")
         known = self.model.episodes.get(episode)
         epoch, seq = self.epoch(episode, age), max(0, len(known.segments) + off if known else 0)
-        segment = segment_of(episode, seq, token)
-        model = lambda: self.model.append(episode, epoch, seq, encode(segment))  # noqa: E731
-        self.both("append", (episode, epoch, segment), model, again)
+        self.append_both(episode, epoch, segment_of(episode, seq, token), again)
+
+    @precondition(in_state("running"))
+    @rule(
+        data=st.data(), age=ages, off=st.sampled_from([0, 0, 0, -1, 1]), token=st.sampled_from([5, 5, 6]), again=twice
+    )
+    def intend(self, data: st.DataObject, age: int, off: int, token: int, again: bool) -> None:
+        episode = self.pick(data, "running")
+        known = self.model.episodes.get(episode)
+        epoch, seq = self.epoch(episode, age), max(0, len(known.segments) + off if known else 0)
+        turn = segment_of(episode, seq, token).turns[0]
+        model = lambda: self.model.intend(episode, epoch, seq, 1, encode(turn))  # noqa: E731
+        self.both("intend", (episode, epoch, seq, turn), model, again)
+
+    @precondition(in_state("running"))
+    @rule(data=st.data(), age=ages, n=st.integers(0, 2), again=twice)
+    def rewind(self, data: st.DataObject, age: int, n: int, again: bool) -> None:
+        episode = self.pick(data, "running")
+        args = (episode, self.epoch(episode, age), n, "sandbox gone")
+        self.both("rewind", args, lambda: self.model.rewind(*args), again)
+
+    @precondition(in_state("running"))
+    @rule(data=st.data(), age=ages, n=st.integers(-1, 3), image=st.sampled_from(["one", "two"]), again=twice)
+    def keep_snapshot(self, data: st.DataObject, age: int, n: int, image: str, again: bool) -> None:
+        episode = self.pick(data, "running")
+        args = (episode, self.epoch(episode, age), n, image)
+        self.both("keep_snapshot", args, lambda: self.model.keep_snapshot(*args), again)
+
+    @rule(group=groups, timeout_s=st.sampled_from([20.0, 30.0, 45.5]), turns=st.integers(8, 10), again=twice)
+    def extend(self, group: str, timeout_s: float, turns: int, again: bool) -> None:
+        args = (group, timeout_s, turns)
+        self.both("extend", args, lambda: self.model.extend(*args), again)
 
     @precondition(in_state("running", "sealed"))
     @rule(data=st.data(), age=ages, kind=st.sampled_from(TRAINED[:2]), again=twice)
@@ -195,20 +249,20 @@ class BufferMachine(RuleBasedStateMachine):
         self.both("seal", (episode, epoch, outcome), lambda: self.model.seal(episode, epoch, outcome), again)
 
     @precondition(in_state("running", "sealed"))
-    @rule(data=st.data(), age=ages, keep=st.booleans(), again=twice)
-    def requeue(self, data: st.DataObject, age: int, keep: bool, again: bool) -> None:
+    @rule(data=st.data(), age=ages, again=twice)
+    def requeue(self, data: st.DataObject, age: int, again: bool) -> None:
         episode = self.pick(data, "running", "sealed")
-        args = (episode, self.epoch(episode, age), "engine", keep)
+        args = (episode, self.epoch(episode, age), "engine")
         self.both("requeue", args, lambda: self.model.requeue(*args), again)
 
     @precondition(in_state("running", "sealed"))
-    @rule(name=requests, keep=st.booleans(), sealed=st.booleans(), rare=st.integers(0, 3), again=twice)
-    def requeue_running(self, name: str | None, keep: bool, sealed: bool, rare: int, again: bool) -> None:
+    @rule(name=requests, owner=st.sampled_from(["", "a", "b", "c", "judge"]), rare=st.integers(0, 2), again=twice)
+    def abandon(self, name: str | None, owner: str, rare: int, again: bool) -> None:
         if rare:
             return
         request = self.request(name)
-        model = lambda: self.model.requeue_running("restart", f"requeue_running:{request}", keep, sealed)  # noqa: E731
-        self.both("requeue_running", ("restart", keep, sealed, request), model, again)
+        model = lambda: self.model.abandon(owner, "it died", f"abandon:{request}")  # noqa: E731
+        self.both("abandon", (owner, "it died", request), model, again)
 
     @precondition(in_state("queued", "running", "sealed"))
     @rule(data=st.data(), age=st.one_of(st.none(), ages), again=twice)
@@ -283,14 +337,22 @@ class BufferMachine(RuleBasedStateMachine):
             assert isinstance(self.both("lease", (step, 1, 0), lambda: self.model.lease(step, 1, 0)), Refusal)
 
     @precondition(lambda self: self.model.ready().n_groups or self.model.leases)
-    @rule(step=steps, n_groups=st.sampled_from([1, 1, 2]), keep=st.sampled_from(["all", "newest", "0"]), again=twice)
-    def lease(self, step: int, n_groups: int, keep: str, again: bool) -> None:
-        args = (step, n_groups, self.oldest_that_keeps(keep))
+    @rule(
+        step=steps,
+        n_groups=st.sampled_from([1, 1, 2]),
+        keep=st.sampled_from(["all", "newest", "0"]),
+        dead=st.lists(st.integers(0, 3), max_size=2),
+        again=twice,
+    )
+    def lease(self, step: int, n_groups: int, keep: str, dead: list[int], again: bool) -> None:
+        args = (step, n_groups, self.oldest_that_keeps(keep), dead)
         refs = self.both("lease", args, lambda: self.model.lease(*args), again)
         if not refs or isinstance(refs, Refusal):
             return
         names = {ref.id for ref in refs}
         assert len(names) == len(refs) and names <= self.closed
+        if step not in self.trained:
+            assert not any(version in dead for ref in refs for version in ref.versions)
         assert self.trained.setdefault(step, names) == names, "a repeated lease got other windows"
         windows = self.loop.run_until_complete(self.buffer.windows([ref.id for ref in refs]))
         assert [encode(w) for w in windows] == [encode(self.model.windows[ref.id]) for ref in refs]
@@ -312,11 +374,22 @@ class BufferMachine(RuleBasedStateMachine):
         model = lambda: self.model.publish_version(floor, f"publish_version:{request}")  # noqa: E731
         self.both("publish_version", (floor, request), model, again)
 
+    @rule(rare=st.integers(0, 7))
+    def redis_is_killed_and_starts_on_its_file(self, rare: int) -> None:
+        """Nothing that was answered is missing afterwards: `every_look_agrees` sees to it."""
+        if rare == 0:
+            os.kill(self.server.pid, signal.SIGKILL)
+            os.waitpid(self.server.pid, 0)
+            self.server.start()
+            type(self).restarts += 1
+
     @precondition(lambda self: self.model.consumed() or self.model.forgotten)
     @rule(data=st.data(), amiss=st.integers(0, 2), again=twice)
     def forget(self, data: st.DataObject, amiss: int, again: bool) -> None:
         group = data.draw(groups if amiss == 0 else st.sampled_from(self.model.consumed() or list(GROUP_SIZES)))
-        self.both("forget", (group,), lambda: self.model.forget(group), again)
+        held = [self.model.episodes[i] for i in self.model.groups[group].members] if group in self.model.groups else []
+        if self.both("forget", (group,), lambda: self.model.forget(group), again) is True:
+            self.forgotten += sum(sum(e.sizes) for e in held)
 
     @invariant()
     def every_look_agrees(self) -> None:
@@ -333,6 +406,7 @@ class BufferMachine(RuleBasedStateMachine):
             m.next_group_to_close(), running,
         ]  # fmt: skip
         self.no_window_is_trained_twice_or_lost(found[0].windows)
+        self.no_token_is_lost()
         self.versions.append(found[5])
         assert self.versions[-1] >= self.versions[-2]
 
@@ -342,8 +416,18 @@ class BufferMachine(RuleBasedStateMachine):
         assert sum(counted.values()) == len(self.closed)
         assert counted.get("leased", 0) + counted.get("consumed", 0) == len(trained)
 
+    def no_token_is_lost(self) -> None:
+        """Every action token ever appended is held, archived, or given up with a reason."""
+        held = sum(sum(e.sizes) for e in self.model.episodes.values())
+        given_up = sum(self.model.discarded.values()) - self.intended_and_given_up
+        assert self.appended == held + self.forgotten + given_up
+
     def teardown(self) -> None:
         for name, e in self.model.episodes.items():
+            progress = self.loop.run_until_complete(self.buffer.progress(name))
+            assert [encode(segment) for segment in progress.segments] == e.segments
+            assert (encode(progress.intended) if progress.intended else None) == (e.intended and e.intended[0])
+            assert (progress.snapshot, progress.outcome) == (e.snapshot, e.outcome)
             view = self.loop.run_until_complete(self.buffer.episode(name))
             assert view == (
                 e.spec, e.state, e.epoch, e.failures, e.owner, len(e.segments), e.outcome, e.verdict, e.reason,
@@ -366,9 +450,10 @@ def test_rules_and_redis_agree_whatever_the_callers_do(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server, asyncio.Runner() as runner:
         machine = type("Machine", (BufferMachine,), {"server": server, "loop": runner.get_loop()})
         run = settings(
-            max_examples=int(os.environ.get("KLONG_BUFFER_EXAMPLES", "100")),
-            stateful_step_count=50,
+            max_examples=int(os.environ.get("KLONG_BUFFER_EXAMPLES", "200")),
+            stateful_step_count=60,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
         run_state_machine_as_test(machine, settings=run)
+        assert machine.restarts, "the fault fired"

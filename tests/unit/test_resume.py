@@ -80,8 +80,8 @@ class RecordingBuffer:
         self._version += 1
         return self._version
 
-    async def requeue_running(self, reason: str, and_sealed: bool) -> None:
-        self.calls.append(("requeue_running", and_sealed))
+    async def abandon(self, owner: str, reason: str) -> None:
+        self.calls.append(("abandon", owner))
 
     async def commit(self, step: int) -> None:
         self.calls.append(("commit", step))
@@ -93,7 +93,7 @@ class RecordingBuffer:
 async def test_what_the_weights_hold_is_consumed_before_the_rest_is_given_out_again(tmp_path):
     buffer, state = RecordingBuffer(version=9), RunState(step=6, lineage=[1, 5])
     await restore_buffer(buffer, state)
-    assert buffer.calls == [("requeue_running", True), ("commit", 6), ("rollback", 6)]
+    assert buffer.calls == [("abandon", ""), ("commit", 6), ("rollback", 6)]
     assert state.lineage == [1, 5], "the same weights keep their version"
 
 

@@ -1,5 +1,8 @@
 -- ARGV: episode, group, group_size, purpose, spec. Answers 1 when new, 0 when known (also when archived since).
-local id, group, size, purpose, spec = unpack(ARGV)
+arguments(5)
+local id, group, size = ARGV[1], ARGV[2], int(3, "group_size")
+local purpose, spec = one_of(4, "purpose", "train", "eval"), frame(5, "spec", SPEC)
+if size < 1 then malformed("group_size " .. size, "1 or more") end
 if redis.call("SISMEMBER", key("forgotten"), group) == 1 then return {"OK", 0} end
 local known = redis.call("HGET", key("episode", id), "spec")
 if known then
@@ -8,7 +11,7 @@ if known then
 end
 local f = redis.call("HMGET", key("group", group), "size", "purpose")
 local members = redis.call("LLEN", key("members", group))
-if f[1] and (f[1] ~= size or f[2] ~= purpose or members >= tonumber(size)) then return conflict("group", group) end
+if f[1] and (f[1] ~= ARGV[3] or f[2] ~= purpose or members >= size) then return conflict("group", group) end
 
 local mine = rank(purpose)
 if not f[1] then

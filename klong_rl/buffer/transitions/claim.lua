@@ -1,11 +1,14 @@
--- ARGV: owner, request. Answers nothing, or episode's spec and epoch.
+-- ARGV: owner, request. Answers nothing, or episode's spec, epoch and, once extended, its limits.
+arguments(2)
 local owner, request = unpack(ARGV)
-local before = receipt(request)
-if before then
-  local spec = redis.call("HGET", key("episode", before[1]), "spec")
-  if not spec then return unknown("episode", before[1]) end
-  return {"OK", spec, before[2]}
+local function answer(id, epoch)
+  local f = redis.call("HMGET", key("episode", id), "spec", "timeout_s", "max_turns")
+  if not f[1] then return unknown("episode", id) end
+  return {"OK", f[1], epoch, f[2], f[3]}
 end
+
+local before = receipt(request)
+if before then return answer(before[1], before[2]) end
 local id = redis.call("ZRANGE", key("queued"), 0, 0)[1]
 if not id then return {"OK"} end
 
@@ -16,4 +19,4 @@ redis.call("HSET", key("running"), id, epoch .. " " .. owner)
 redis.call("HSET", key("episode", id), "epoch", epoch, "owner", owner)
 move(e, "running")
 keep_receipt(request, {id, epoch})
-return {"OK", redis.call("HGET", key("episode", id), "spec"), epoch}
+return answer(id, epoch)

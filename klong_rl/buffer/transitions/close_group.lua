@@ -1,5 +1,15 @@
 -- ARGV: group, then for each window: id, reference, tokens, encoded window. Answers 1, or 0 when closed before.
+if #ARGV % 4 ~= 1 then malformed(#ARGV .. " arguments", "1 and 4 for each window") end
 local group = ARGV[1]
+for i = 2, #ARGV, 4 do
+  int(i + 2, "tokens")
+  frame(i + 3, "window", WINDOW)
+  local ok, ref = pcall(cmsgpack.unpack, ARGV[i + 1])
+  if not ok or type(ref) ~= "table" or ref[1] ~= ARGV[i] or ref[2] ~= tonumber(ARGV[i + 2])
+    or type(ref[4]) ~= "table" or type(ref[4][1]) ~= "number" then
+    malformed("reference of window " .. ARGV[i], "id, tokens, targets, versions, stage, group")
+  end
+end
 if redis.call("SISMEMBER", key("forgotten"), group) == 1 then return {"OK", 0} end
 local f = redis.call("HMGET", key("group", group), "state", "purpose")
 local state, purpose = f[1], f[2]

@@ -1,5 +1,6 @@
 -- ARGV: step. Answers how many groups are consumed now that were not.
-local step, consumed = ARGV[1], 0
+arguments(1)
+local step, consumed = integer(int(1, "step")), 0
 for _, leased in ipairs(redis.call("ZRANGEBYSCORE", key("leases"), "-inf", step)) do
   for _, group in ipairs(redis.call("LRANGE", key("lease", leased), 0, -1)) do
     move_windows(group, "leased", "consumed")

@@ -1,9 +1,11 @@
 -- Stands before every transition. KEYS[1] is "klong:{run}:"; every other key is made from it, so that all keys of a
 -- run lie in one slot of a Redis Cluster. A script answers {"OK", ...}, or {REFUSAL, facts...} having changed nothing.
 --
--- episode:ID      hash    spec group purpose rank state since epoch failures owner outcome kind verdict score reason;
+-- episode:ID      hash    spec group purpose rank state since epoch failures owner outcome kind verdict score reason,
+--                         intended intended_tokens snapshot snapshot_at timeout_s max_turns;
 --                         since: the time (ms) it came into its state
 -- segments:ID     list    encoded segments; the index is the sequence number
+-- sizes:ID        list    action tokens of each segment
 -- group:ID        hash    size purpose rank done state order tokens, and once consumed by a commit: step
 -- members:ID      list    episode ids, as admitted
 -- refs:ID         list    window references of a group (MessagePack arrays)
@@ -19,6 +21,38 @@
 
 local MS_PER_RECEIPT = 600000 -- ten minutes: longer than any caller goes on repeating one request
 local EVAL_BEFORE_TRAIN = 2 ^ 40 -- more than the admissions of any run; ranks stay exact in a double
+
+-- Arguments are checked before anything is changed: what is not what a client of ours sends changes nothing.
+local function malformed(what, wanted)
+  error({err = "MALFORMED " .. what .. ": want " .. wanted})
+end
+
+local function arguments(n)
+  if #ARGV ~= n then malformed(#ARGV .. " arguments", n) end
+end
+
+local function int(i, name)
+  if not ARGV[i] or #ARGV[i] > 15 or not string.find(ARGV[i], "^-?%d+$") then malformed(name, "an integer") end
+  return tonumber(ARGV[i])
+end
+
+local function one_of(i, name, ...)
+  for _, known in ipairs({...}) do
+    if ARGV[i] == known then return known end
+  end
+  malformed(name, table.concat({...}, " or "))
+end
+
+-- A frame (klong_rl.wire) of this kind, of the length that it says. Whether its body is whole only a reader can tell.
+local SPEC, SEGMENT, OUTCOME, VERDICT, WINDOW, TURN = 1, 2, 3, 4, 5, 6
+local function frame(i, name, kind)
+  local f = ARGV[i]
+  if not f or #f < 16 then malformed(name, "a whole frame") end
+  local magic, found, _, length = struct.unpack("<c2BBI4", f)
+  if magic ~= "KL" or found ~= kind then malformed(name, "a frame of kind " .. kind) end
+  if length ~= #f - 16 then malformed(name, "a frame of " .. length .. " bytes") end
+  return f
+end
 
 local function key(...) return KEYS[1] .. table.concat({...}, ":") end
 local function integer(n) return string.format("%.0f", n) end
@@ -71,13 +105,28 @@ local function unqueue(e)
   redis.call("ZREM", key("judging_out"), e.id)
 end
 
-local function back_to_queue(e, reason, keep_segments)
+-- Its segments, intended action, snapshot and outcome stay: its next holder goes on from them.
+local function back_to_queue(e, reason)
   unqueue(e)
-  if not keep_segments then redis.call("DEL", key("segments", e.id)) end
-  redis.call("HDEL", key("episode", e.id), "outcome", "kind")
   redis.call("ZADD", key("queued"), e.rank, e.id)
   count("requeues", reason, 1)
   move(e, "queued")
+end
+
+-- Gives up the segments from number `n` on and the intended action, counting their tokens; how many those were.
+local function discard(id, n, reason)
+  local episode, tokens = key("episode", id), 0
+  for _, size in ipairs(redis.call("LRANGE", key("sizes", id), n, -1)) do tokens = tokens + tonumber(size) end
+  tokens = tokens + tonumber(redis.call("HGET", episode, "intended_tokens") or 0)
+  if n == 0 then
+    redis.call("DEL", key("segments", id), key("sizes", id))
+  else
+    redis.call("LTRIM", key("segments", id), 0, n - 1)
+    redis.call("LTRIM", key("sizes", id), 0, n - 1)
+  end
+  redis.call("HDEL", episode, "intended", "intended_tokens")
+  if tokens > 0 then count("discarded", reason, tokens) end
+  return tokens
 end
 
 local function back_to_judging(e)

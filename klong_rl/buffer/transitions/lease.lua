@@ -1,6 +1,7 @@
--- ARGV: step, n_groups, oldest_version. Answers the window references of n_groups groups, those closed first coming
--- first. With fewer fresh groups than that nothing is leased. A step leased before gets what it got.
-local step, n_groups, oldest = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+-- ARGV: step, n_groups, oldest_version, dead versions. Answers the window references of n_groups groups, those closed
+-- first coming first. With fewer fresh groups than that nothing is leased. A step leased before gets what it got.
+local step, n_groups, oldest, dead = integer(int(1, "step")), int(2, "n_groups"), int(3, "oldest_version"), {}
+for i = 4, #ARGV do dead[int(i, "dead version")] = true end
 local committed = counter("committed", "-1")
 if tonumber(step) <= committed then return {"COMMITTED", step, integer(committed)} end
 
@@ -12,12 +13,19 @@ local function answer(groups)
   return reply
 end
 
--- Drops the windows sampled before `oldest`; true if any is left.
-local function freshen(group, oldest)
+local function is_fresh(ref)
+  for _, version in ipairs(ref[4]) do
+    if version < oldest or dead[version] then return false end
+  end
+  return true
+end
+
+-- Drops the windows with a token sampled before `oldest` or by a dead version; true if any is left.
+local function freshen(group)
   local refs, fresh, tokens = redis.call("LRANGE", key("refs", group), 0, -1), {}, 0
   for _, packed in ipairs(refs) do
     local ref = cmsgpack.unpack(packed)
-    if ref[4] >= oldest then
+    if is_fresh(ref) then
       fresh[#fresh + 1] = packed
       tokens = tokens + ref[2]
     end
@@ -26,7 +34,7 @@ local function freshen(group, oldest)
   move_windows(group, "ready", "stale")
   for _, packed in ipairs(refs) do
     local ref = cmsgpack.unpack(packed)
-    if ref[4] < oldest then redis.call("DEL", key("window", ref[1])) end
+    if not is_fresh(ref) then redis.call("DEL", key("window", ref[1])) end
   end
   redis.call("DEL", key("refs", group))
   for _, packed in ipairs(fresh) do redis.call("RPUSH", key("refs", group), packed) end
@@ -45,7 +53,7 @@ if #before > 0 then return answer(before) end
 local groups = {}
 for _, group in ipairs(redis.call("ZRANGE", key("ready"), 0, -1)) do
   if #groups == n_groups then break end
-  if freshen(group, oldest) then groups[#groups + 1] = group end
+  if freshen(group) then groups[#groups + 1] = group end
 end
 if #groups < n_groups then return {"OK"} end
 for _, group in ipairs(groups) do

@@ -1,10 +1,11 @@
 -- ARGV: owner, visibility in ms, request. Answers nothing, or spec, epoch and outcome of the most urgent sealed episode.
 -- It is hidden from other judges until its time is up; then its judge is taken for dead.
-local owner, visibility, request = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+arguments(3)
+local owner, visibility, request = ARGV[1], int(2, "visibility"), ARGV[3]
 local function answer(id, epoch)
-  local f = redis.call("HMGET", key("episode", id), "spec", "outcome", "epoch")
+  local f = redis.call("HMGET", key("episode", id), "spec", "outcome", "epoch", "state")
   if not f[1] then return unknown("episode", id) end
-  if tonumber(f[3]) ~= epoch or not f[2] then return stale(look(id), epoch) end
+  if tonumber(f[3]) ~= epoch or (f[4] ~= "sealed" and f[4] ~= "judged") then return stale(look(id), epoch) end
   return {"OK", f[1], epoch, f[2]}
 end
 

@@ -1,5 +1,6 @@
 -- ARGV: floor, request. Answers the new policy version, above the last one and above the floor.
-local floor, request = tonumber(ARGV[1]), ARGV[2]
+arguments(2)
+local floor, request = int(1, "floor"), ARGV[2]
 local before = receipt(request)
 if before then return {"OK", before[1]} end
 local version = math.max(counter("version", "0"), floor) + 1

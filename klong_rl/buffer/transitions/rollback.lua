@@ -1,5 +1,6 @@
 -- ARGV: step. The leases of later steps become ready again in their old order. Answers how many groups did.
-local step, returned = ARGV[1], 0
+arguments(1)
+local step, returned = integer(int(1, "step")), 0
 local committed = counter("committed", "-1")
 if tonumber(step) < committed then return {"COMMITTED", step, integer(committed)} end
 for _, leased in ipairs(redis.call("ZRANGEBYSCORE", key("leases"), "(" .. step, "+inf")) do

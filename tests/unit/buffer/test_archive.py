@@ -27,7 +27,7 @@ def turn(index: int, context_start: int = 0) -> Turn:
     return Turn(
         index=index, context_start=context_start, action_A=np.array([10 * index, 1, 2], np.int32),
         logprobs_A=np.array([-0.5, -0.25, 0], np.float32), versions=((4, 1), (6, 2)),
-        observation_O=np.array([7, 8], np.int32), command="ls", exit_code=2, seconds=0.5,
+        observation_O=np.array([7, 8], np.int32), command="ls", exit_code=2, seconds=0.5, chain=b"link",
     )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def test_a_row_a_turn_with_all_that_was_sampled(tmp_path):
         "group": "g", "episode": "g-0", "task": "relay/train/0", "stage": 2, "purpose": "train", "step": 7, "epoch": 1,
         "outcome": "timeout", "outcome_detail": "9 s", "dropped": None, "score": 0.5, "turn": 0, "context_start": 0,
         "action": [0, 1, 2], "logprobs": [-0.5, -0.25, 0.0], "versions": [4, 6, 6], "observation": [7, 8],
-        "command": "ls", "exit_code": 2, "seconds": 0.5, "window": "g-0/w0", "advantage": 0.0, "prefix": [0, 1, 2],
+        "command": "ls", "exit_code": 2, "seconds": 0.5, "interrupted": False, "chain": b"link",
+        "window": "g-0/w0", "advantage": 0.0, "prefix": [0, 1, 2],
         "score_parts": [("a", 0.5)], "evidence": [("j", "x")],
     }  # fmt: skip
     assert [second[name] for name in ("turn", "prefix", "score_parts", "evidence")] == [1, None, None, None]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import pickle
 
+import msgspec
 import numpy as np
 import pytest
 
 from klong_rl.buffer import BufferAddress, WindowRef, errors
-from klong_rl.types import Window, decode, encode
+from klong_rl.types import Window
 
 FACTS = {"episode": "e", "held": 1, "current": 2, "state": "running", "seq": 3, "expected": 2, "thing": "group",
-         "name": "g", "step": 1, "committed": 2}  # fmt: skip
+         "name": "g", "step": 1, "committed": 2, "transition": "append", "what": "epoch: want an integer"}  # fmt: skip
 
 
 @pytest.mark.parametrize("run", ["", "a{b}", "a b", "a:b"])
@@ -37,8 +38,9 @@ def test_a_reference_says_what_the_window_holds_and_is_an_array_on_the_wire() ->
         targets_T=np.array([0, 1, 0, 1, 1], np.uint8), logprobs_T=np.zeros(5, np.float32), versions=((4, 2), (2, 1)),
     )  # fmt: skip
     ref = WindowRef.of(window)
-    assert ref == WindowRef(id="w", n_tokens=5, n_targets=3, oldest_version=2, stage=3, group="g")
-    assert decode(encode(ref), list) == ["w", 5, 3, 2, 3, "g"]  # the order that lease.lua reads
+    assert ref == WindowRef(id="w", n_tokens=5, n_targets=3, versions=(2, 4), stage=3, group="g")
+    assert msgspec.msgpack.decode(ref.pack()) == ["w", 5, 3, [2, 4], 3, "g"]  # the order that lease.lua reads
+    assert WindowRef.unpack(ref.pack()) == ref and ref.oldest_version == 2
 
 
 def refusals() -> list[type[errors.Refused]]:

@@ -95,12 +95,12 @@ def test_a_claim_whose_reply_was_lost_gets_the_same_episode(rules: Rules) -> Non
 def test_segments_are_appended_in_order_and_once(rules: Rules) -> None:
     rules.admit(spec("g"))
     rules.claim("actor", "r")
-    rules.append("g0", 1, 0, b"zero")
-    rules.append("g0", 1, 0, b"zero")
+    rules.append("g0", 1, 0, 3, b"zero")
+    rules.append("g0", 1, 0, 3, b"zero")
     with pytest.raises(OutOfSequence, match="segment 2 came, 1 is next"):
-        rules.append("g0", 1, 2, b"two")
+        rules.append("g0", 1, 2, 3, b"two")
     with pytest.raises(Conflict, match="segment g0/0"):
-        rules.append("g0", 1, 0, b"other")
+        rules.append("g0", 1, 0, 3, b"other")
     assert rules.episodes["g0"].segments == [b"zero"]
 
 
@@ -109,10 +109,10 @@ def test_a_holder_that_lost_its_episode_changes_nothing(rules: Rules) -> None:
     rules.claim("zombie", "r")
     rules.requeue("g0", 1, "silent")
     with pytest.raises(StaleEpoch):  # before anybody else claims it
-        rules.append("g0", 1, 0, b"late")
+        rules.append("g0", 1, 0, 3, b"late")
     assert rules.claim("actor", "s") == (spec("g"), 2)
     for late in (
-        lambda: rules.append("g0", 1, 0, b"late"),
+        lambda: rules.append("g0", 1, 0, 3, b"late"),
         lambda: rules.seal("g0", 1, SUBMITTED),
         lambda: rules.requeue("g0", 1, "late"),
         lambda: rules.drop("g0", "late", 1),
@@ -123,43 +123,124 @@ def test_a_holder_that_lost_its_episode_changes_nothing(rules: Rules) -> None:
     assert rules.episodes["g0"].segments == [] and rules.episodes["g0"].state == "running"
 
 
-@pytest.mark.parametrize(("keep", "left"), [(False, []), (True, [b"zero"])])
-def test_a_requeue_drops_or_keeps_the_segments(rules: Rules, keep: bool, left: list[bytes]) -> None:
+def test_a_requeue_keeps_the_segments_and_counts_failures_since_the_last_one(rules: Rules) -> None:
     rules.admit(spec("g"))
     rules.claim("actor", "r")
-    rules.append("g0", 1, 0, b"zero")
-    assert rules.requeue("g0", 1, "engine", keep) == 1
-    assert rules.requeue("g0", 1, "engine", keep) == 1  # the reply was lost
-    assert rules.episodes["g0"].segments == left
-    assert rules.counts().requeues == {"engine": 1}
+    rules.append("g0", 1, 0, 3, b"zero")
+    assert rules.requeue("g0", 1, "engine") == 1
+    assert rules.requeue("g0", 1, "engine") == 1  # the reply was lost
+    assert rules.episodes["g0"].segments == [b"zero"] and rules.counts().requeues == {"engine": 1}
+    rules.claim("actor", "s")
+    assert rules.requeue("g0", 2, "engine") == 2
+    rules.claim("actor", "t")
+    rules.append("g0", 3, 1, 2, b"one")
+    assert rules.requeue("g0", 3, "engine") == 1, "it had gone on since"
 
 
-def test_a_restart_is_not_a_failure_of_the_episode(rules: Rules) -> None:
+def test_an_intended_action_is_known_until_its_segment_is_there(rules: Rules) -> None:
+    rules.admit(spec("g"))
+    rules.claim("actor", "r")
+    rules.intend("g0", 1, 0, 3, b"turn")
+    rules.intend("g0", 1, 0, 3, b"turn")
+    with pytest.raises(Conflict, match="intended action of episode g0/0"):
+        rules.intend("g0", 1, 0, 3, b"other")
+    with pytest.raises(OutOfSequence):
+        rules.intend("g0", 1, 1, 3, b"next")
+    with pytest.raises(WrongState, match="an action that wasn't appended"):
+        rules.seal("g0", 1, SUBMITTED)
+    rules.abandon("actor", "it died", "x")
+    rules.claim("other", "s")
+    assert rules.episodes["g0"].intended == (b"turn", 3)
+    rules.append("g0", 2, 0, 3, b"interrupted")
+    assert rules.episodes["g0"].intended is None
+    rules.intend("g0", 2, 0, 3, b"turn")  # delivered late
+    assert rules.episodes["g0"].intended is None
+    assert rules.counts().appended == {"segments": 1, "tokens": 3}
+
+
+def test_what_is_rewound_is_counted_with_its_reason(rules: Rules) -> None:
+    rules.admit(spec("g"))
+    rules.claim("actor", "r")
+    for i, segment in enumerate((b"zero", b"one", b"two")):
+        rules.append("g0", 1, i, 10**i, segment)
+        rules.keep_snapshot("g0", 1, i + 1, f"image-{i}")
+    rules.intend("g0", 1, 3, 1000, b"turn")
+    assert rules.rewind("g0", 1, 1, "sandbox gone") == 1110
+    assert rules.rewind("g0", 1, 1, "sandbox gone") == 0
+    e = rules.episodes["g0"]
+    assert e.segments == [b"zero"] and e.snapshot is None, "a snapshot of what was given up is of no use"
+    rules.drop("g0", "straggler")
+    assert rules.counts().discarded == {"sandbox gone": 1110, "straggler": 1}
+
+
+def test_an_older_snapshot_does_not_replace_a_newer_one(rules: Rules) -> None:
+    rules.admit(spec("g"))
+    rules.claim("actor", "r")
+    rules.append("g0", 1, 0, 1, b"zero")
+    rules.keep_snapshot("g0", 1, 1, "new")
+    rules.keep_snapshot("g0", 1, 0, "old")
+    assert rules.episodes["g0"].snapshot == ("new", 1)
+    with pytest.raises(OutOfSequence):
+        rules.keep_snapshot("g0", 1, 2, "of the future")
+
+
+def test_a_group_is_extended_while_none_of_its_members_has_ended(rules: Rules) -> None:
+    for i in range(2):
+        rules.admit(spec("g", i, size=2))
+    assert rules.extend("g", 20.0, 8)
+    assert not rules.extend("g", 20.0, 8) and not rules.extend("g", 10.0, 9)
+    claim = rules.claim("actor", "r")
+    assert (claim.spec.timeout_s, claim.spec.max_turns) == (20.0, 8)
+    assert rules.extend("g", 30.0, 8)
+    assert rules.append("g0", 1, 0, 1, b"zero") == (30.0, 8), "who runs it learns it with the next segment"
+    rules.seal("g0", 1, SUBMITTED)
+    assert not rules.extend("g", 40.0, 8)
+    assert rules.claim("actor", "s").spec.timeout_s == 30.0
+    with pytest.raises(Unknown):
+        rules.extend("h", 1.0, 1)
+
+
+def test_the_death_of_a_holder_is_not_a_failure_of_the_episode(rules: Rules) -> None:
     for group in "ab":
         rules.admit(spec(group))
-    rules.claim("actor", "r")
-    assert rules.requeue_running("restart", "x") == 1
-    rules.claim("actor", "s")
-    assert rules.requeue_running("restart", "x") == 1  # delivered again, late: what was claimed since stays
-    assert rules.episodes["a0"].state == "running" and rules.episodes["a0"].failures == 0
+    rules.claim("actor.1", "r")
+    rules.claim("other.1", "s")
+    assert rules.abandon("actor.1", "it died", "x") == 1
+    rules.claim("actor.2", "t")
+    assert rules.abandon("actor.1", "it died", "x") == 1  # delivered again, late: what was claimed since stays
+    assert rules.abandon("actor.1", "it died", "y") == 0
+    states = {name: (e.state, e.owner, e.failures) for name, e in rules.episodes.items()}
+    assert states == {"a0": ("running", "actor.2", 0), "b0": ("running", "other.1", 0)}
+    assert rules.abandon("", "restart", "z") == 2
 
 
-def test_after_a_restart_what_a_judge_held_is_judged_again(rules: Rules) -> None:
+def test_what_a_dead_judge_held_is_judged_again(rules: Rules) -> None:
     rules.admit(spec("g"))
     rules.claim("actor", "r")
     rules.seal("g0", 1, SUBMITTED)
-    rules.next_to_judge("judge", 1000, "a", now_ms=0)
-    assert rules.requeue_running("restart", "x") == 0
-    assert rules.next_to_judge("judge", 1000, "b", now_ms=1).epoch == 1
+    rules.next_to_judge("judge.1", 1000, "a", now_ms=0)
+    assert rules.abandon("judge.2", "it died", "x") == 0
+    assert rules.next_to_judge("judge.3", 1000, "b", now_ms=1) is None
+    assert rules.abandon("judge.1", "it died", "y") == 0
+    assert rules.next_to_judge("judge.3", 1000, "c", now_ms=1).epoch == 1
 
 
-def test_a_restart_that_lost_the_sandboxes_gives_back_what_waits_to_be_judged(rules: Rules) -> None:
+def test_what_could_not_be_judged_keeps_its_outcome_for_its_next_holder(rules: Rules) -> None:
     rules.admit(spec("g"))
     rules.claim("actor", "r")
     rules.seal("g0", 1, SUBMITTED)
-    assert rules.requeue_running("restart", "x", and_sealed=True) == 1
-    assert rules.claim("actor", "s").epoch == 2
-    assert rules.episodes["g0"].failures == 0
+    rules.requeue("g0", 1, "no judge got at it")
+    assert rules.claim("actor", "s").epoch == 2 and rules.episodes["g0"].outcome == SUBMITTED
+    rules.rewind("g0", 2, 0, "sandbox gone")
+    assert rules.episodes["g0"].outcome is None
+
+
+def test_windows_of_dead_versions_are_stale(rules: Rules) -> None:
+    closed(rules, "a", version=5)
+    closed(rules, "b", version=7)
+    closed(rules, "c", version=8)
+    assert [ref.group for ref in rules.lease(0, 2, 5, [7])] == ["a", "c"]
+    assert rules.counts().windows == {"leased": 2, "stale": 1}
 
 
 def test_an_outcome_and_a_verdict_stand(rules: Rules) -> None:

@@ -12,7 +12,7 @@ NOTHING = Look(
     run="nano-seed0",
     source="a copy of its append-only file: the run is down",
     at=1000.0,
-    counts=Counts({}, {"train": {}, "eval": {}}, {}, {}, {}),
+    counts=Counts({}, {"train": {}, "eval": {}}, {}, {}, {}, {}, {}),
     in_progress=[],
     policy_version=0,
     committed_step=-1,
@@ -38,7 +38,7 @@ def row(lines: list[str], name: str) -> list[str]:
 
 
 def ref(i: int, version: int, tokens: int = 100, group: str = "g") -> WindowRef:
-    return WindowRef(f"w{i}", tokens, 10, version, 1, group)
+    return WindowRef(f"w{i}", tokens, 10, (version,), 1, group)
 
 
 def test_a_run_that_has_not_begun():

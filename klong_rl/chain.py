@@ -1,0 +1,54 @@
+"""The chain of an episode's turns: what the engine was given and what it answered, digested link by link.
+
+    link_i = xxh3_128(link_{i-1} · number of context tokens · context tokens · action tokens)       link_{-1} is empty
+
+The first link is made where the engine answers, from the very array it was given. Whoever holds the turns later, in
+whatever process, makes the chain anew from prefix, turns and `context_start`; if it fits, every action was sampled in
+exactly the context that is going to be trained. It guards against our own mistakes, not against a forger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+
+from klong_rl.types import Turn
+
+
+class BrokenChain(Exception):
+    """The turns held are not those that were sampled."""
+
+
+def link(previous: bytes, context_T: np.ndarray, action_A: np.ndarray) -> bytes:
+    """16 bytes; `context_T` and `action_A` are int32."""
+    digest = xxhash.xxh3_128(previous)
+    digest.update(len(context_T).to_bytes(8, "little"))
+    digest.update(np.ascontiguousarray(context_T, "<i4").view(np.uint8).data)
+    digest.update(np.ascontiguousarray(action_A, "<i4").view(np.uint8).data)
+    return digest.digest()
+
+
+def context(prefix_P: np.ndarray, turns: Sequence[Turn]) -> np.ndarray:
+    """The tokens of a prefix and the turns after it, int32 [T]."""
+    pieces = [prefix_P]
+    for turn in turns:
+        pieces += [turn.action_A, turn.observation_O]
+    return np.concatenate(pieces)
+
+
+def check(episode: str, prefix_P: np.ndarray, turns: Sequence[Turn]) -> bytes:
+    """The last link, empty without turns. BrokenChain names the first turn that doesn't fit."""
+    previous = b""
+    for i, turn in enumerate(turns):
+        if turn.index != i or not 0 <= turn.context_start <= i:
+            raise BrokenChain(f"episode {episode}: turn {i} calls itself {turn.index}, from {turn.context_start} on")
+        made = link(previous, context(prefix_P, turns[turn.context_start : i]), turn.action_A)
+        if turn.chain != made:
+            raise BrokenChain(
+                f"episode {episode}: turn {i} was sampled in another context, or its tokens were changed "
+                f"(link {turn.chain.hex() or 'missing'}, made anew {made.hex()})"
+            )
+        previous = made
+    return previous
