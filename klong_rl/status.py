@@ -25,7 +25,8 @@ from rich.live import Live
 from klong_rl.buffer import BufferAddress, EmbeddedRedis, ServerFault, Unavailable
 from klong_rl.buffer.connection import Connection
 from klong_rl.buffer.reader import Reader
-from klong_rl.buffer.server import AOF_FOLDER, FOLDER, listening
+from klong_rl.buffer.server import AOF_FOLDER, FOLDER
+from klong_rl.buffer.socket_path import listening
 from klong_rl.cli import run_main
 from klong_rl.errors import UserError
 from klong_rl.interrupt import EXIT_CODES, Interrupts

@@ -1,10 +1,12 @@
 """A private redis-server in the run directory, for a run that names no buffer of its own.
 
-- It listens on a Unix socket only, keeps an append-only file synced each second, and never evicts.
+- It listens on a Unix socket only, keeps an append-only file (synced each second, or before each answer), and never
+  evicts.
 - One live driver a run directory: a file lock, which the system drops when the driver dies, however it dies.
 - The server dies with the driver (the kernel sends SIGTERM, on which Redis writes out its file and ends). What a
   driver that was killed left behind is shut down before a new server opens the same file.
-- The socket's path stays the same across launches, so that clients which outlive the driver find the new server.
+- The socket's path stays the same across launches, so that clients which outlive the driver find the new server; so
+  do those of a server that was killed and that its driver revived.
 """
 
 from __future__ import annotations
@@ -14,13 +16,10 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
-import tempfile
 import threading
 import time
-import urllib.parse
 from pathlib import Path
 from typing import IO, Self
 
@@ -29,13 +28,15 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from klong_rl.buffer.errors import BinaryMissing, DiskFull, RunDirBusy, ServerFault, SocketTaken
+from klong_rl.buffer.socket_path import is_deserted, socket_path, url_of
 
 FOLDER = "redis"  # in the run directory: log, lock, socket
 AOF_FOLDER = "appendonlydir"  # in that, as Redis names it: the append-only file, in parts
-SUN_PATH_BYTES = 107  # what sockaddr_un holds on Linux, less the closing zero
 LEAST_FREE_MB = 256  # below it a rewrite of the append-only file is likely to fail soon
 POLL_S = 0.02
 PROBE_S = 5.0  # for a server that is left over to say whose it is
+GLANCE_S = 0.05  # for a server that was revived to answer; while it reads its file it says so at once
+REVIVALS_WITHOUT_AN_ANSWER = 3  # in a row: what ends it is still there (a file that is broken, no memory, no disk)
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: a forked child must not load libraries
@@ -49,25 +50,30 @@ class EmbeddedRedis:
 
     Args:
         run_dir: the server's files live in `run_dir/redis`.
-        maxmemory_mb: writes are refused above it (`Full`); 0 for no limit.
+        maxmemory_mb: `admit` and `claim` are refused above it (`Full`); 0 for no limit.
+        fsync: of the append-only file: "everysec" (a loss of power costs the last second) or "always" (nothing; each
+            transition waits for the disk).
         deadline_s: for starting, reading a large append-only file included, and for stopping.
     """
 
-    def __init__(self, run_dir: Path, maxmemory_mb: int = 0, deadline_s: float = 60.0):
+    def __init__(self, run_dir: Path, maxmemory_mb: int = 0, fsync: str = "everysec", deadline_s: float = 60.0):
         self.dir = Path(run_dir).resolve() / FOLDER
         self.log = self.dir / "redis.log"
         self._maxmemory_mb = maxmemory_mb
+        self._fsync = fsync
         self._deadline_s = deadline_s
         self._socket: Path | None = None
         self._process: subprocess.Popen | None = None
         self._lock: IO | None = None
+        self._answered = False  # since it was spawned last
+        self._revivals = 0  # since it answered last
 
     @property
     def url(self) -> str:
         """Where clients on this machine connect. Raises ServerFault before `start`."""
         if self._socket is None:
             raise ServerFault(f"the redis-server of {self.dir} has no socket before start()")
-        return _url(self._socket)
+        return url_of(self._socket)
 
     @property
     def pid(self) -> int | None:
@@ -80,15 +86,14 @@ class EmbeddedRedis:
         Call it from the main thread: the kernel ties the server to the thread that started it. Raises ServerFault,
         by kind: BinaryMissing, RunDirBusy, SocketTaken, DiskFull.
         """
-        if threading.current_thread() is not threading.main_thread():
-            raise ServerFault("start() was called in a thread, with which the server would end; use the main one")
+        _need_main_thread("start")
         if self._process and self._process.poll() is None:
             return self.url
         self.dir.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         try:
             self._check_disk()
-            self._socket = _socket_path(self.dir)
+            self._socket = socket_path(self.dir)
             self._end_leftover()
             self._process = self._spawn()
             self._wait_until_ready()
@@ -96,7 +101,31 @@ class EmbeddedRedis:
             self._kill()
             self._drop_lock()
             raise
+        self._answered, self._revivals = True, 0
         return self.url
+
+    def revive(self) -> bool:
+        """Spawns the server anew if it has ended by itself; True if it did. Made to be called again and again.
+
+        It doesn't wait for the server to read its file: clients wait within their own deadlines. From the main thread,
+        as `start`. Raises ServerFault, with what the server logged, if it ends again and again without an answer.
+        """
+        _need_main_thread("revive")
+        if self._process is None:
+            return False
+        if self._process.poll() is None:
+            if not self._answered and self._answers():
+                self._answered, self._revivals = True, 0
+            return False
+        if self._revivals >= REVIVALS_WITHOUT_AN_ANSWER:
+            code = self._process.returncode
+            raise ServerFault(
+                f"the redis-server of {self.dir} ended ({code}) after each of {self._revivals} starts before it took a "
+                f"command; mend what it says, then launch again:\n{self._log_tail()}"
+            )
+        self._answered, self._revivals = False, self._revivals + 1
+        self._process = self._spawn()
+        return True
 
     def stop(self) -> None:
         """Ends the server once its file is written out. Raises ServerFault if it had to be killed at the deadline."""
@@ -159,7 +188,7 @@ class EmbeddedRedis:
             pid = client.info("server")["process_id"]
             client.shutdown(nosave=True)  # of snapshots, of which there are none; the append-only file is written out
         except redis.exceptions.ConnectionError as error:
-            if _is_deserted(self._socket):
+            if is_deserted(self._socket):
                 return  # nobody listens: the path is left from a server that was killed
             raise SocketTaken(f"something that isn't Redis listens on {self._socket} ({error}); stop it") from error
         except redis.exceptions.RedisError as error:
@@ -188,7 +217,7 @@ class EmbeddedRedis:
             "dir": str(self.dir),
             "logfile": str(self.log),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": self._fsync,
             "save": "",
             "maxmemory": f"{self._maxmemory_mb}mb",
             "maxmemory-policy": "noeviction",
@@ -226,6 +255,15 @@ class EmbeddedRedis:
             client.close()
         raise ServerFault(f"redis-server took no command in {self._deadline_s:g} s from its start:\n{self._log_tail()}")
 
+    def _answers(self) -> bool:
+        client = _client(self._socket, GLANCE_S)
+        try:
+            return client.ping()
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):  # not yet
+            return False
+        finally:
+            client.close()
+
     def _log_tail(self) -> str:
         if not self.log.exists():
             return f"(it left no log in {self.log})"
@@ -238,35 +276,9 @@ class EmbeddedRedis:
             self._process = None
 
 
-def listening(folder: Path) -> str | None:
-    """URL of the server that runs in `folder` now, if one does. Changes nothing."""
-    path = _known_socket_path(folder)
-    return None if path is None or _is_deserted(path) else _url(path)
-
-
-def _socket_path(folder: Path) -> Path:
-    """`folder/redis.sock`; where that is too long for a socket, one in a short folder, noted in `folder/socket`."""
-    if (known := _known_socket_path(folder)) is not None:
-        return known
-    short = Path(tempfile.mkdtemp(prefix="klong-")) / "redis.sock"
-    (folder / "socket").write_text(str(short))
-    return short
-
-
-def _known_socket_path(folder: Path) -> Path | None:
-    usual = folder / "redis.sock"
-    if len(os.fsencode(usual)) <= SUN_PATH_BYTES:
-        return usual
-    note = folder / "socket"
-    if note.exists():
-        noted = Path(note.read_text())
-        if noted.parent.is_dir() and noted.parent.stat().st_uid == os.getuid():
-            return noted
-    return None
-
-
-def _url(path: Path) -> str:
-    return f"unix://{urllib.parse.quote(str(path))}"
+def _need_main_thread(call: str) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise ServerFault(f"{call}() was called in a thread, with which the server would end; use the main one")
 
 
 def _client(path: Path, timeout_s: float) -> redis.Redis:
@@ -274,13 +286,3 @@ def _client(path: Path, timeout_s: float) -> redis.Redis:
     return redis.Redis(
         unix_socket_path=str(path), socket_timeout=timeout_s, decode_responses=True, retry=Retry(NoBackoff(), 0)
     )
-
-
-def _is_deserted(path: Path) -> bool:
-    """True if nobody listens on the socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-    return False

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from klong_rl.buffer import (
     ServerFault,
     SocketTaken,
 )
+from klong_rl.buffer.server import REVIVALS_WITHOUT_AN_ANSWER
 from klong_rl.types import EpisodeSpec, Task
 
 pytestmark = pytest.mark.integration
@@ -87,6 +88,45 @@ async def test_what_was_written_survives_kill_9_of_redis_under_a_waiting_client(
             assert (await waiting).spec.id == "e1"
             assert claim.spec.id == "e0" and (await buffer.episode("e0")).state == "running"
             assert (await buffer.counts()).states == {"queued": 48, "running": 2}
+
+
+async def test_a_server_that_is_killed_is_revived_under_a_waiting_client(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        async with await Buffer.connect(BufferAddress(server.url, "run", deadline_s=DEADLINE_S)) as buffer:
+            assert not server.revive()  # there is nothing to do
+            for life in range(REVIVALS_WITHOUT_AN_ANSWER + 2):  # it answers between, so it may die as often as it likes
+                await buffer.admit(spec(f"e{life}"))
+                os.kill(server.pid, signal.SIGKILL)
+                wait_for_end(server.pid)
+                waiting = asyncio.create_task(buffer.admit(spec(f"waiting-{life}")))
+                await asyncio.sleep(0.1)
+                began = time.monotonic()
+                assert server.revive() and time.monotonic() - began < 0.5
+                assert await waiting
+                assert not server.revive()  # sees that it answers
+            assert (await buffer.counts()).states == {"queued": 2 * (REVIVALS_WITHOUT_AN_ANSWER + 2)}
+    assert "Redis is now ready to exit" in server.log.read_text()
+    assert not server.revive()  # it was stopped: nothing to revive
+
+
+def test_a_server_that_ends_again_and_again_is_a_fault_with_its_own_words(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        redis.Redis(unix_socket_path=server.url.removeprefix("unix://")).set("a", "b")
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for_end(server.pid)
+        for part in (tmp_path / "redis" / "appendonlydir").glob("*.aof"):
+            part.write_bytes(b"not redis\r\n" * 10)
+        deadline = time.monotonic() + DEADLINE_S
+        with pytest.raises(ServerFault, match="(?s)ended .1. after each of 3 starts.*[Bb]ad file format"):
+            while time.monotonic() < deadline:
+                server.revive()
+                time.sleep(0.02)
+
+
+async def test_every_transition_is_durable_if_asked(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path, fsync="always") as server:
+        client = redis.Redis(unix_socket_path=server.url.removeprefix("unix://"), decode_responses=True)
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
 
 
 async def test_data_survives_a_stop_and_a_start(tmp_path: Path) -> None:
@@ -267,16 +307,17 @@ async def _until_admitted(buffer: Buffer, name: str) -> None:
             await asyncio.sleep(0.1)
 
 
-def test_not_from_a_thread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [EmbeddedRedis.start, EmbeddedRedis.revive])
+def test_not_from_a_thread(tmp_path: Path, call: Callable[[EmbeddedRedis], object]) -> None:
     found: list[Exception] = []
 
-    def start() -> None:
+    def try_it() -> None:
         try:
-            EmbeddedRedis(tmp_path).start()
+            call(EmbeddedRedis(tmp_path))
         except ServerFault as error:
             found.append(error)
 
-    thread = threading.Thread(target=start)
+    thread = threading.Thread(target=try_it)
     thread.start()
     thread.join()
     assert "in a thread" in str(found[0])
