@@ -26,6 +26,7 @@ from actors.warned import KeptWarnings
 from klong_rl.buffer import Buffer, Claim, Full, StaleEpoch
 from klong_rl.chat import ChatFormat
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
+from klong_rl.seldom import Seldom
 from klong_rl.types import Outcome, Segment, Turn
 from klong_rl.windows import ContextRule
 
@@ -44,6 +45,7 @@ class RolloutActor:
         self._name, self._index = name, index
         self._failures_in_a_row = 0
         self._warnings = KeptWarnings()
+        self._full = Seldom()
         self._cleanup = AsyncExitStack()
         self._crew = Crew(settings.config.actors.episodes, self._claim, self._attempt)
 
@@ -91,7 +93,8 @@ class RolloutActor:
         try:
             return await self._buffer.claim(self._name)
         except Full as full:
-            log.warning("no new episodes for now: %s", full)
+            if self._full.due():
+                log.warning("no new episodes for now: %s", full)
             return None
 
     async def _attempt(self, claim: Claim) -> None:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from klong_rl.buffer.url import parse as parse_url
 from klong_rl.errors import UserError
 
 
@@ -96,9 +97,12 @@ class SandboxConfig:
 
 @dataclass
 class BufferConfig:
-    """Redis. Without `url` a private server runs on a Unix socket in the run directory."""
+    """Redis (docs/buffer.md). Without `url` a private server runs on a Unix socket in the run directory."""
 
     url: str = ""
+    deadline_s: float = 30.0  # for one call: a restart of Redis or a fail-over included
+    memory_mb: int = 4096  # of Redis for this run: from 0.8 of it on, new episodes wait until training has freed some
+    fsync: str = "everysec"  # of the private server: "always" makes each transition durable before it is answered
 
 
 @dataclass
@@ -202,6 +206,18 @@ class RunConfig:
     min_free_disk_mb: int = 2048
 
 
+def _check_buffer(buffer: BufferConfig) -> None:
+    if buffer.fsync not in ("everysec", "always"):
+        raise UserError(f"buffer.fsync={buffer.fsync} is unknown; use everysec or always")
+    if buffer.deadline_s <= 0:
+        raise UserError(f"buffer.deadline_s={buffer.deadline_s:g} must be above 0 seconds")
+    if buffer.url:
+        try:
+            parse_url(buffer.url)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
 def check(config: RunConfig) -> None:
     """Raise UserError, one line, for a value that can't work whatever the machine."""
     for name, value, least in (
@@ -218,10 +234,12 @@ def check(config: RunConfig) -> None:
         ("learner.checkpoint_every", config.learner.checkpoint_every, 1),
         ("learner.keep_checkpoints", config.learner.keep_checkpoints, 1),
         ("cold_start.steps", config.cold_start.steps, 0),
+        ("buffer.memory_mb", config.buffer.memory_mb, 16),
         ("number of curriculum.stages", len(config.curriculum.stages), 1),
     ):
         if value < least:
             raise UserError(f"{name}={value} is too small; use {least} or more")
+    _check_buffer(config.buffer)
     if not re.fullmatch(r"[A-Za-z0-9._-]+", config.name):
         raise UserError(f"name={config.name!r} names a folder, containers and keys: use letters, digits, '.', '_', '-'")
     if config.agent.temperature <= 0:

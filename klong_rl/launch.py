@@ -115,7 +115,7 @@ class Launch:
         base = cold.base()
         preflight.check_model_folder(base)
         preflight.save_configuration(self.run_dir, asdict(self.config))
-        address = services.start_redis(stack, self.config.buffer.url, self.run_dir, self.run_id)
+        address, _ = services.start_redis(stack, self.config.buffer, self.run_dir, self.run_id)
         buffer = await services.connect(stack, address)
         await resume.check_same_life(buffer, state, self.run_dir)
         sandboxes = self._sandbox_spec()

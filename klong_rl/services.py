@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, ServerFault, Unavailable
+from klong_rl.config import BufferConfig
 from klong_rl.errors import UserError
 
 LEAST_CPUS = 8  # of Ray's accounting on one machine: a small one runs the same actors, more slowly
@@ -29,14 +30,21 @@ def quiet_libraries() -> None:
     }
 
 
-def start_redis(stack: AsyncExitStack, url: str, run_dir: Path, run_id: str) -> BufferAddress:
-    """The buffer's address: of the server at `url`, or of a private one that ends with `stack`. Raises UserError."""
-    if url:
-        return BufferAddress(url, run_id)
-    try:
-        return BufferAddress(stack.enter_context(EmbeddedRedis(run_dir)).url, run_id)
-    except ServerFault as fault:
-        raise UserError(str(fault)) from fault
+def start_redis(
+    stack: AsyncExitStack, config: BufferConfig, run_dir: Path, run_id: str
+) -> tuple[BufferAddress, EmbeddedRedis | None]:
+    """The buffer's address, and the private server behind it if there is one: it ends with `stack`. Raises UserError.
+
+    Whoever runs the driver's loop calls the server's `revive` from it.
+    """
+    server = None
+    if not config.url:
+        try:
+            server = stack.enter_context(EmbeddedRedis(run_dir, config.memory_mb, config.fsync))
+        except ServerFault as fault:
+            raise UserError(str(fault)) from fault
+    url = server.url if server else config.url
+    return BufferAddress(url, run_id, config.deadline_s, config.memory_mb), server
 
 
 async def connect(stack: AsyncExitStack, address: BufferAddress) -> Buffer:
@@ -44,7 +52,7 @@ async def connect(stack: AsyncExitStack, address: BufferAddress) -> Buffer:
     try:
         return await stack.enter_async_context(await Buffer.connect(address))
     except Unavailable as error:
-        raise UserError(f"buffer.url={address.url}: {error}") from error
+        raise UserError(f"buffer.url: {error}") from error
 
 
 def start_ray(stack: AsyncExitStack, address: str) -> None:

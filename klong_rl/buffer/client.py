@@ -18,21 +18,26 @@ The rules themselves are in `klong_rl.buffer.rules`, as plain Python.
 A transition that hands out something new takes a `request` name. Left empty, each call is a new request and is retried
 as one request within its deadline; a caller that repeats a call after `Unavailable` names it to get the same answer.
 Every method raises `Unavailable` when Redis doesn't answer within the address's deadline, and `Full` (one of its kinds)
-when the disk of Redis is full. At the memory limit only `admit` and `claim` do: new episodes wait, the others finish.
+when the disk of Redis is full. Above the high-water mark of its memory (`klong_rl.buffer.memory`) only `admit` and
+`claim` do: new episodes wait, the others finish, are trained and archived, and so make room. Nothing is ever evicted.
 """
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from klong_rl.buffer.connection import Connection
-from klong_rl.buffer.errors import Unavailable
+from klong_rl.buffer.errors import Full, Unavailable
+from klong_rl.buffer.memory import HighWaterMark
 from klong_rl.buffer.reader import Reader
 from klong_rl.buffer.records import BufferAddress, Claim, EpisodeLimits, ToJudge, WindowRef, limited, limits_of
 from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
 from klong_rl.wire import decode, encode
+
+log = logging.getLogger(__name__)
 
 OLDEST_REDIS = 7  # its scripts can say which of them may run at the memory limit
 JUDGE_VISIBLE_S = 900.0  # longer than a rubric takes; after it the judge is taken for dead
@@ -43,13 +48,21 @@ def _named(transition: str, request: str) -> str:
     return f"{transition}:{request or uuid.uuid4().hex}"
 
 
-def _check_server(where: str, version: str, eviction: str) -> None:
+def _check_server(where: str, info: dict[str, Any]) -> None:
+    """Refuses a server that can't keep a run; warns of one that keeps it in memory alone."""
+    version, eviction = info["redis_version"], info["maxmemory_policy"]
     if int(version.split(".")[0]) < OLDEST_REDIS:
         raise Unavailable(f"Redis at {where} is version {version}; the buffer's scripts need {OLDEST_REDIS} or later")
     if eviction != "noeviction":
         raise Unavailable(
             f"Redis at {where} has maxmemory-policy {eviction}, which loses trajectories when it is full; "
             "set it to noeviction"
+        )
+    if not info["aof_enabled"]:
+        log.warning(
+            "Redis at %s keeps no append-only file: if it crashes, all since its last snapshot is lost, episodes and "
+            "what is trained alike; set appendonly yes there (docs/buffer.md)",
+            where,
         )
 
 
@@ -62,12 +75,16 @@ class Buffer(Reader):
         connection = Connection(address)
         try:
             (info,) = await connection.read("connect", ("INFO",))
-            _check_server(connection.where, info["redis_version"], info["maxmemory_policy"])
+            _check_server(connection.where, info)
             await connection.load_scripts()
         except BaseException:
             await connection.close()
             raise
-        return cls(connection)
+        return cls(connection, HighWaterMark(address.memory_mb))
+
+    def __init__(self, connection: Connection, mark: HighWaterMark):
+        super().__init__(connection)
+        self._mark = mark
 
     async def close(self) -> None:
         await self._redis.close()
@@ -82,16 +99,24 @@ class Buffer(Reader):
 
     async def admit(self, spec: EpisodeSpec) -> bool:
         """Queues an episode; False if it is known already. Raises Conflict for another spec or group size, Full."""
+        await self._need_room("admit")
         new = await self._redis.transition("admit", spec.id, spec.group, spec.group_size, spec.purpose, encode(spec))
         return bool(new[0])
 
     async def claim(self, owner: str, request: str = "") -> Claim | None:
         """Takes the most urgent queued episode: evaluation first, then as admitted; or None. Raises Full."""
+        await self._need_room("claim")
         answer = await self._redis.transition("claim", owner, _named("claim", request))
         if not answer:
             return None
         spec, epoch, *extended = answer
         return Claim(limited(decode(spec, EpisodeSpec), limits_of(extended)), epoch)
+
+    async def _need_room(self, what: str) -> None:
+        if self._mark.look_is_due():
+            self._mark.saw(*await self.memory())
+        if reason := self._mark.reason_to_wait():
+            raise Full(f"{what}: Redis at {self._redis.where} {reason}")
 
     async def intend(self, episode: str, epoch: int, seq: int, turn: Turn) -> None:
         """The write-ahead of an action: its turn as sampled, before its command runs, to be segment `seq`.

@@ -248,7 +248,7 @@ class Reader:
         return Counts(states, {"train": train, "eval": evaluation}, *others)
 
     async def memory(self) -> tuple[int, int]:
-        """Bytes Redis uses, and its limit (0: none): what back-pressure on `claim` looks at."""
+        """Bytes that the Redis of the run uses, and its limit (0: none): what back-pressure looks at."""
         (memory,) = await self._redis.read("memory", ("INFO", "memory"))
         return memory["used_memory"], memory["maxmemory"]
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from klong_rl.buffer.url import parse
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
 
 # The run is the hash tag of every key, so braces would move keys to other slots of a cluster.
@@ -20,11 +21,13 @@ class BufferAddress(msgspec.Struct, frozen=True):
     >>> BufferAddress("unix:///runs/relay/redis/redis.sock", "relay")
     """
 
-    url: str  # unix://, redis:// or rediss://
+    url: str  # one of klong_rl.buffer.url's
     run: str
-    deadline_s: float = 30.0  # for one call, waiting for a restarted Redis included
+    deadline_s: float = 30.0  # for one call, waiting for a restarted Redis or a fail-over included
+    memory_mb: int = 0  # the buffer's share of the server; new episodes wait from HIGH_WATER of it on; 0: no limit
 
     def __post_init__(self) -> None:
+        parse(self.url)
         if not _RUN.fullmatch(self.run):
             raise ValueError(f"run name {self.run!r}: may hold letters, digits, '.', '_' and '-'; rename the run")
         if self.deadline_s <= 0:
