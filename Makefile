@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow lint setup system docker image smollm2 clean
+.PHONY: help run test test-slow chaos lint setup system docker image smollm2 clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron
 
 test-slow: setup  ## the tests that take minutes: learning curves, chaos, soak
 	@$(PYTEST) -m slow $(ARGS)
+
+chaos: setup  ## kill parts of real runs and audit every token; ARGS="--seed 1 --kills 16 --json OUT"
+	@$(PYTHON) -m tests.chaos $(ARGS)
 
 lint: .venv/.installed  ## ruff, with the rules of pyproject.toml
 	@$(PYTHON) -m ruff check .

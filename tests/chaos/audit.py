@@ -191,6 +191,9 @@ def steps(evidence: Evidence) -> Iterator[Crime]:
             story = evidence.history.windows.get(name)
             if story is None or (line.step, story.window.group) not in leased:
                 yield Crime(CONTRADICTION, f"step {line.step} trained window {name}, which was not leased to it")
+            elif story.fate != ARCHIVED:
+                text = f"step {line.step} trained window {name}, which is {story.fate} and not archived"
+                yield Crime(MISSING, text, 0, story.position)
 
 
 def windows(evidence: Evidence) -> Iterator[Crime]:

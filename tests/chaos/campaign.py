@@ -23,7 +23,7 @@ from tests.private_dockerd import PrivateDockerd
 BETWEEN_S = (0.0, 6.0)  # from a recovery to the next kill
 BEGIN_S = 600.0  # from the launch to the first segment, the cold start included
 FINISH_S = 600.0  # from the last kill to the end of the run
-GONE_S = 60.0  # from the end of a run to the end of its last process
+GONE_S = 240.0  # from the end of a run to that of its last process: Ray's agents look for a dead raylet at leisure
 SPARED_STEPS = 2  # no kill when fewer are left: the run might end before it shows that it recovered
 
 Say = Callable[[str], None]
@@ -84,19 +84,17 @@ async def _attack_run(
             say(f"{scene.name}: {kind} did not fire: {reason}")
     took = await scene.until("the end of the run", _never, FINISH_S)
     say(f"{scene.name}: finished {took:.0f} s after the last recovery")
-    for launch in scene.launches:
-        await asyncio.to_thread(launch.wait_until_gone, GONE_S)
+    await scene.leaves_nothing(GONE_S)
 
 
 async def _strike(scene: Scene, kind: str, rng: random.Random, say: Say) -> Fired:
     """One kill, and the wait for the run to recover from it."""
-    position, step = scene.position(), scene.steps_done()
-    began = time.monotonic()
+    step = scene.steps_done()
     kill = await FAULTS[kind](scene, rng)
     await scene.until(f"recovery from {kind} ({kill.victim})", kill.recovered, RECOVERY_S)
-    took = time.monotonic() - began
+    took = time.monotonic() - kill.moment.at
     say(f"{scene.name} step {step:2}/{STEPS}: {kind:9} {kill.victim}, recovered in {took:.1f} s")
-    return Fired(kind, scene.name, kill.victim, position, took)
+    return Fired(kind, scene.name, kill.victim, kill.moment.position, took)
 
 
 async def _never() -> bool:

@@ -22,12 +22,13 @@ from typing import NamedTuple
 import docker
 import psutil
 
-from tests.chaos.scene import GONE_S, LOOK_S, Pulse, Scene, is_gone
+from tests.chaos.scene import LOOK_S, Moment, Pulse, Scene, is_gone
 
 ENGINE, ROLLOUT, RANK, JUDGE = "VLLM::EngineCore", "ray::RolloutActor", "ray::Rank", "ray::JudgeActor"
 REDIS = "/usr/bin/redis-server"
 
 VICTIM_S = 60.0  # for something to be there that can be killed
+GONE_S = 10.0  # for what was killed to be gone
 RECOVERY_S = 240.0  # several times what any takes on two cores
 REMOVED_SHARE = 0.3  # of the killed containers: not only stopped, but gone with their files
 DAEMON_DOWN_S = (1.0, 3.0)  # as a service manager restarts it
@@ -39,9 +40,10 @@ class NotFired(Exception):
 
 
 class Kill(NamedTuple):
-    """A fault that fired. `recovered()` is asked until it says so."""
+    """A fault that fired at a moment. `recovered()` is asked until it says so."""
 
     victim: str
+    moment: Moment
     recovered: Callable[[], Awaitable[bool]]
 
 
@@ -55,41 +57,43 @@ async def engine(scene: Scene, rng: random.Random) -> Kill:
 
 async def _engine_lost(scene: Scene, rng: random.Random, title: str) -> Kill:
     old = {process.pid for process in scene.processes(ENGINE)}
-    victim = await _kill_one(scene, rng, title)
-    return Kill(victim, _new_engine_and(scene, old, lambda before, now: now.appended > before.appended))
+    victim, moment = await _kill_one(scene, rng, title)
+    return Kill(victim, moment, _new_engine_and(scene, old, lambda before, now: now.appended > before.appended))
 
 
 async def rank(scene: Scene, rng: random.Random) -> Kill:
-    victim = await _kill_one(scene, rng, RANK)
-    return Kill(victim, _growth(scene, lambda before, now: now.trained > before.version))
+    victim, moment = await _kill_one(scene, rng, RANK)
+    return Kill(victim, moment, _growth(scene, lambda before, now: now.trained > before.version))
 
 
 async def judge(scene: Scene, rng: random.Random) -> Kill:
-    victim = await _kill_one(scene, rng, JUDGE)
-    return Kill(victim, _growth(scene, lambda before, now: now.verdicts > before.verdicts))
+    victim, moment = await _kill_one(scene, rng, JUDGE)
+    return Kill(victim, moment, _growth(scene, lambda before, now: now.verdicts > before.verdicts))
 
 
 async def redis(scene: Scene, rng: random.Random) -> Kill:
-    victim = await _kill_one(scene, rng, REDIS)
-    return Kill(victim, _growth(scene, lambda before, now: now[:3] != before[:3]))
+    victim, moment = await _kill_one(scene, rng, REDIS)
+    return Kill(victim, moment, _growth(scene, lambda before, now: now[:3] != before[:3]))
 
 
 async def driver(scene: Scene, rng: random.Random) -> Kill:
-    process = scene.launch.process
+    process, moment = scene.launch.process, scene.moment()
     process.kill()
     process.wait(GONE_S)
     scene.start()
-    return Kill(f"launch {process.pid}", _new_engine_and(scene, set(), lambda before, now: now[:3] != before[:3]))
+    goes_on = _new_engine_and(scene, set(), lambda before, now: now[:3] != before[:3])
+    return Kill(f"launch {process.pid}", moment, goes_on)
 
 
 async def daemon(scene: Scene, rng: random.Random) -> Kill:
-    process = psutil.Process(scene.daemon.pid)
+    process, moment = psutil.Process(scene.daemon.pid), scene.moment()
     scene.daemon.kill()
     if not is_gone(process):
         raise NotFired(f"dockerd {process.pid} is still there")
     await asyncio.sleep(rng.uniform(*DAEMON_DOWN_S))
     await asyncio.to_thread(scene.daemon.start)
-    return Kill(f"dockerd {process.pid}", _growth(scene, lambda before, now: now.appended > before.appended))
+    goes_on = _growth(scene, lambda before, now: now.appended > before.appended)
+    return Kill(f"dockerd {process.pid}", moment, goes_on)
 
 
 async def container(scene: Scene, rng: random.Random) -> Kill:
@@ -99,12 +103,13 @@ async def container(scene: Scene, rng: random.Random) -> Kill:
         before = api.inspect_container(name)["State"]
         removed = rng.random() < REMOVED_SHARE
         _, segments = await scene.standing(episode) or ("", 0)
+        moment = scene.moment()
         if removed:
             api.remove_container(name, force=True)
         else:
             api.kill(name)
         await _prove(f"container {name}", lambda: _is_dead(api, name, before))
-        return Kill(f"{'removed' if removed else 'killed'} {name}", _episode_goes_on(scene, episode, segments))
+        return Kill(f"{'removed' if removed else 'killed'} {name}", moment, _episode_goes_on(scene, episode, segments))
     except (docker.errors.NotFound, docker.errors.APIError) as error:
         raise NotFired(f"the container ended by itself: {error}") from error
     finally:
@@ -126,17 +131,18 @@ FAULTS: dict[str, Callable[[Scene, random.Random], Awaitable[Kill]]] = {
 # Firing
 
 
-async def _kill_one(scene: Scene, rng: random.Random, title: str) -> str:
-    """SIGKILL to one process that is called so, and the proof that it died."""
+async def _kill_one(scene: Scene, rng: random.Random, title: str) -> tuple[str, Moment]:
+    """SIGKILL to one process that is called so, and the proof that it died; which, and when."""
     until = time.monotonic() + VICTIM_S
     while not (found := scene.processes(title)):
         if time.monotonic() > until or scene.ended():
             raise NotFired(f"no process {title} within {VICTIM_S:g} s")
         await asyncio.sleep(LOOK_S)
     victim = rng.choice(sorted(found, key=lambda process: process.pid))
+    moment = scene.moment()
     victim.kill()
     await _prove(f"{title} {victim.pid}", lambda: is_gone(victim))
-    return f"{title} {victim.pid}"
+    return f"{title} {victim.pid}", moment
 
 
 async def _prove(what: str, dead: Callable[[], bool]) -> None:

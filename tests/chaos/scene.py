@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,12 +28,11 @@ from tests.private_dockerd import PrivateDockerd
 
 LOOK_S = 0.2  # between two looks: short against any recovery
 ANSWER_S = 2.0  # for Redis to answer a look; it may just have been killed
-GONE_S = 10.0  # for what was killed to be gone
 DOCKER_S = 60.0  # for one call of the daemon
 
 # A whole run on the real parts: episodes of several turns, so that a kill finds them in the middle; a checkpoint every
 # other step, so that a restore has something to undo; commands that take their time, so that kills find them running.
-STAGES = ((3, 10, 12), (5, 14, 12))  # difficulty, turns, steps
+STAGES = ((4, 10, 16), (6, 14, 20))  # difficulty, turns, steps
 STEPS = sum(steps for *_, steps in STAGES)
 MAX_STALENESS = 1
 SETTINGS = (
@@ -48,7 +50,7 @@ SETTINGS = (
 
 
 class RunEnded(Exception):
-    """The run ended although nobody asked it to."""
+    """The run ended as it should not have: early, with an error, or leaving something behind."""
 
 
 class NoRecovery(Exception):
@@ -62,6 +64,13 @@ class Pulse(NamedTuple):
     verdicts: int
     trained: int  # the newest version that a surviving step was trained from
     version: int  # the newest policy version
+
+
+class Moment(NamedTuple):
+    """When something was done to the run: on our clock, and by where its append-only file ended then."""
+
+    at: float
+    position: int
 
 
 @dataclass
@@ -90,8 +99,28 @@ class Scene:
         self.launches.append(LaunchedRun(overrides, log, {"DOCKER_HOST": self.daemon.host}).start())
 
     def stop(self) -> None:
-        """End whatever is left of the run."""
+        """End whatever is left of the run: nothing, if it ended as it should."""
         self.launch.kill()
+        for launch in self.launches:
+            for pid in launch.processes():
+                with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                    os.kill(pid, signal.SIGKILL)
+
+    async def leaves_nothing(self, deadline_s: float) -> None:
+        """Waits until no process of any launch is left. Raises RunEnded if some are, or a container is."""
+        for launch in self.launches:
+            try:
+                await asyncio.to_thread(launch.wait_until_gone, deadline_s)
+            except AssertionError as left:
+                raise RunEnded(f"{self.run_dir} finished and left processes behind: {left}") from None
+        api = self.docker()
+        try:
+            label = f"klong.run={run_id(self.run_dir)}"
+            left = [box["Names"][0] for box in api.containers(all=True, filters={"label": label})]
+        finally:
+            api.close()
+        if left:
+            raise RunEnded(f"{self.run_dir} finished and left containers behind: {left}")
 
     # What it does
 
@@ -148,10 +177,10 @@ class Scene:
 
         return await self.ask(look)
 
-    def position(self) -> int:
-        """Where the append-only file ends now."""
+    def moment(self) -> Moment:
+        """Now."""
         folder = self.run_dir / FOLDER / AOF_FOLDER
-        return increment(folder).stat().st_size if (folder / MANIFEST).exists() else 0
+        return Moment(time.monotonic(), increment(folder).stat().st_size if (folder / MANIFEST).exists() else 0)
 
     # Its parts
 

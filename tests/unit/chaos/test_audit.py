@@ -196,6 +196,17 @@ def test_missing_an_episode_that_was_forgotten_and_not_archived(story):
     assert set(kinds(story.end(steps=1))) == {LOST, MISSING}
 
 
+def test_missing_a_trained_window_that_was_never_archived(story):
+    story.train(1, "g1", [10], version=2)
+    story.admit("g2-e0", "g2")
+    story.play("g2-e0", [11], version=2)
+    story.close("g2")
+    story.lease(2, "g2")
+    story.learn(2, "g2", version=3)
+    story.commit(2, "g2")
+    assert kinds(story.end(steps=2)) == [MISSING]
+
+
 def test_an_episode_archived_twice_or_never_admitted_contradicts(story):
     story.train(1, "g1", [10], version=2)
     story.archive += [story.archive[0], story.archive[0]._replace(id="nobody")]
