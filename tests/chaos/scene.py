@@ -19,7 +19,8 @@ import psutil
 from klong_rl.buffer import BufferAddress, Unavailable, Unknown
 from klong_rl.buffer.connection import Connection
 from klong_rl.buffer.reader import Reader
-from klong_rl.buffer.server import AOF_FOLDER, FOLDER, listening
+from klong_rl.buffer.server import AOF_FOLDER, FOLDER
+from klong_rl.buffer.socket_path import listening
 from klong_rl.launch import run_id
 from tests.chaos.aof import MANIFEST, increment
 from tests.chaos.evidence import LEDGER_FILE

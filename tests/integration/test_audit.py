@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import redis
 
 from actors.judge import windows_of
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
@@ -152,6 +153,7 @@ async def test_a_segment_that_somebody_takes_out_of_redis_is_lost(run):
     await run.buffer.publish_version()
     await run.begin("a", "group-a")
     await run.act(10, 11)
-    await run.buffer._redis.redis.delete("klong:{run}:segments:a")
+    with redis.from_url(run.server.url) as thief:
+        thief.delete("klong:{run}:segments:a")
     found, _ = await run.audit(lineage=[(1, 0)])
     assert [(crime.kind, crime.tokens) for crime in found.crimes] == [(LOST, 2)]

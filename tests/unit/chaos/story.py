@@ -157,6 +157,7 @@ class Story:
             spec = told.spec
             self.archive.append(ArchivedEpisode(spec.id, group, spec.purpose, step, "", PREFIX, rows))
         keys = [self.key(kind, told.spec.id) for told in members for kind in ("episode", "segments")]
+        keys += [self.key("window", w.id) for w in self.windows.get(group, []) if w.id not in self.stale]
         self.write(("DEL", *keys), ("SADD", self.key("forgotten"), group))
 
     def train(self, step: int, group: str, *actions: list[int], version: int) -> None:
