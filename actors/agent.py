@@ -89,9 +89,8 @@ class Agent:
         if command != SUBMIT:
             limit_s = max(0.1, min(self.config.command_timeout_s, left_s - clock.seconds()))
             result = await sandbox.exec(command, timeout_s=limit_s)
-            text = observation_text(
-                result.output, result.exit_code, limit_s if result.timed_out else None, result.truncated
-            )
+            timed_out_s = limit_s if result.timed_out else None
+            text = observation_text(result.output, result.exit_code, timed_out_s, result.truncated, result.interrupted)
             observation_O = self.chat.observation(text, sample.tokens_A, self.config.observation_tokens)
             exit_code = result.exit_code
         turn = Turn(

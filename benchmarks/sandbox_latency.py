@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from klong_rl.types import Limits
-from sandboxes.docker import DockerSandboxes, container_name, host_config
+from sandboxes.container import container_name, host_config
+from sandboxes.docker import DockerSandboxes
 from sandboxes.shell import pack
 
 FILES = {f"folder/{index}": b"x" * 1024 for index in range(10)}

@@ -3,6 +3,8 @@
 Invariants that every implementation holds:
 
 - A sandbox belongs to one episode and outlives the process that made it: another process adopts it by its episode.
+- It has one owner, the last that made or adopted it. What an earlier owner still sends to it has no effect.
+- It outlives its host's daemon too: files stay, a command that ran is reported as interrupted and never run again.
 - A command never outlives its timeout, its output never outgrows its limit, and neither breaks the shell: the working
   directory and the exported environment carry over to the next command.
 - What an agent does to its own sandbox is a result; what happens to the host is a failure. The two are never mixed.
@@ -18,13 +20,31 @@ import msgspec
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.types import Limits
 
-__all__ = ["AgentFailure", "ExecResult", "InfrastructureFailure", "Sandbox", "SandboxFactory", "TaskFailure"]
+__all__ = [
+    "Adopted",
+    "AgentFailure",
+    "ExecResult",
+    "HostAway",
+    "InfrastructureFailure",
+    "Sandbox",
+    "SandboxFactory",
+    "TaskFailure",
+]
+
+
+class HostAway(InfrastructureFailure):
+    """What holds the sandbox can't be reached. The sandbox may be well: adopt it later rather than make another."""
+
+
+class Adopted(InfrastructureFailure):
+    """The sandbox has another owner now: nothing that was asked of it since has had an effect."""
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a command did.
 
-    `exit_code` is None when the shell could not report one: the command timed out, or took its own shell down.
+    `exit_code` is None when the shell could not report one: the command timed out, took its own shell down, or was
+    `interrupted`: its container or the way to it was lost. Then it may have run in part, or to its end.
     `output` is stdout and stderr interleaved as a terminal shows them, UTF-8 with U+FFFD for what isn't, and, when
     `truncated`, its first and last bytes around a note of how many are missing.
     """
@@ -34,6 +54,7 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool
     timed_out: bool
     seconds: float  # wall-clock, from sending the command to its reply
+    interrupted: bool = False
 
 
 class Sandbox(Protocol):
@@ -60,7 +81,11 @@ class Sandbox(Protocol):
         """
 
     async def snapshot(self, tag: str) -> str:
-        """Keep the file system under `tag`; the id returned is an image for `SandboxFactory.create`."""
+        """Keep the file system under `tag`; the id returned is an image for `SandboxFactory.create`.
+
+        Working directory and exported environment come with it, processes don't. It waits for a command of this
+        owner; where one was cancelled and still runs, the files are as they are at one moment of it.
+        """
 
     async def release(self) -> None:
         """Let go of the sandbox, which stays as it is for whoever adopts it."""
@@ -76,10 +101,21 @@ class SandboxFactory(Protocol):
         """A fresh sandbox; `epoch` is the fencing number of the claim that it is made under."""
 
     async def adopt(self, episode: str) -> Sandbox | None:
-        """The sandbox of an episode, whichever process made it; a command still running in it is killed."""
+        """The sandbox of an episode, whichever process made it, started again if it stopped; None if it has none.
+
+        A command still running in it is killed, and earlier owners are shut out: their calls raise Adopted from here
+        on, and their `close` and `release` leave the sandbox alone. Raises AgentFailure when the agent broke it for
+        good, InfrastructureFailure when it can't be used for other reasons; HostAway when that may pass.
+        """
 
     async def reap(self, keep: set[str]) -> list[str]:
-        """Remove this run's sandboxes whose episode isn't in `keep`; the episodes removed. Never another run's."""
+        """Remove the sandboxes and snapshots of this run's episodes that aren't in `keep`; those episodes, sorted.
+
+        Of an episode in `keep`, the newest sandbox and all snapshots stay. Never touches another run's.
+        """
+
+    async def forget_snapshots(self, episode: str) -> int:
+        """Remove an episode's snapshots but for those that a sandbox still runs from; how many were removed."""
 
     async def close(self) -> None:
         """Let go of connections and threads. Sandboxes stay, to be adopted: closing those is `Sandbox.close`."""

@@ -33,6 +33,9 @@ class Stream(Protocol):
     async def recv(self) -> tuple[int, bytes] | None:
         """The next bytes and their lane; None when the shell is gone."""
 
+    def ended(self) -> bool:
+        """Whether the shell is known to be gone, without waiting; what it still sent may be unread."""
+
     def close(self) -> None:
         """Let go of the stream. Idempotent."""
 
@@ -172,6 +175,10 @@ class Channel:
     def _lost(self, reader: ReplyReader, reason: str, *, silent: bool) -> ChannelLost:
         output, truncated = reader.output()
         return ChannelLost(reason, silent=silent, output=output, truncated=truncated)
+
+    def ended(self) -> bool:
+        """Whether a call would be sent into the void."""
+        return self._stream.ended()
 
     def close(self) -> None:
         self.broken = True

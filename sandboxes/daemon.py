@@ -1,14 +1,22 @@
 """The Docker daemon from asyncio: blocking SDK calls in threads, each with a deadline and errors that say what to do.
 
-The SDK's session isn't safe to share between threads, so each thread keeps one of its own; a call that passes its
-deadline is given up on, and its thread comes free when the SDK's own timeout ends it.
+A daemon goes away now and then: it is killed, or an operator upgrades it. Containers outlive that, so a call waits for
+the daemon to come back, with back-off, until the call's deadline:
+
+    call ──▶ answered                      ──▶ the result, or Refused
+      ▲  └─▶ refused, reset, no socket ──▶ wait 0.1, 0.2, ... 2 s ──▶ deadline passed: HostAway
+      └──────────────────────────────────────┘
+
+The SDK's session isn't safe to share between threads, so each thread keeps one of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -16,11 +24,17 @@ from typing import TypeVar
 import docker
 import requests
 
-from sandboxes.base import InfrastructureFailure
+from sandboxes.base import HostAway, InfrastructureFailure
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SDK_TIMEOUT_S = 600.0  # the longest deadline below it, a snapshot's, and then some
+PAUSE_S, PAUSE_AT_MOST_S = 0.1, 2.0  # between two attempts to reach the daemon, doubled each time
+
+
+class Refused(InfrastructureFailure):
+    """The daemon answered, with an error."""
 
 
 class Daemon:
@@ -32,28 +46,59 @@ class Daemon:
         self._local = threading.local()
 
     async def call(self, doing: str, use: Callable[[docker.APIClient], T], *, deadline_s: float) -> T:
-        """`use(client)` in a thread. Raises InfrastructureFailure naming `doing`; docker.errors.NotFound passes."""
-        loop = asyncio.get_running_loop()
+        """`use(client)` in a thread, again from its start whenever the daemon went away in the middle of it.
+
+        So a `use` must be one that may be repeated after any part of it had its effect; each says why it may. Raises
+        HostAway when the daemon can't be reached within `deadline_s`, Refused when it answers with an error,
+        InfrastructureFailure when it doesn't finish; each names `doing`. docker.errors.NotFound passes.
+        """
+        began, pause_s = time.monotonic(), PAUSE_S
         try:
             async with asyncio.timeout(deadline_s):
-                return await loop.run_in_executor(self._threads, self._use, use)
+                while True:
+                    try:
+                        return await self._once(doing, use, deadline_s)
+                    except HostAway as away:
+                        last = away
+                        if pause_s == PAUSE_S:
+                            log.warning("waiting up to %g s for the Docker daemon: %s", deadline_s, away)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(PAUSE_AT_MOST_S, 2 * pause_s)
         except TimeoutError:
+            waited_s = time.monotonic() - began
+            if pause_s > PAUSE_S:
+                raise HostAway(f"{last}. Waited {waited_s:.0f} s for it") from last.__cause__
             raise InfrastructureFailure(
                 f"Docker did not finish {doing} within {deadline_s:g} s: is the host overloaded?"
             ) from None
+
+    async def once(self, doing: str, use: Callable[[docker.APIClient], T], *, deadline_s: float) -> T:
+        """As `call`, but a daemon that can't be reached is a failure at once."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._once(doing, use, deadline_s)
+        except TimeoutError:
+            raise InfrastructureFailure(f"Docker did not finish {doing} within {deadline_s:g} s") from None
+
+    async def _once(self, doing: str, use: Callable[[docker.APIClient], T], deadline_s: float) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._use, use, deadline_s)
         except docker.errors.NotFound:
             raise
         except docker.errors.APIError as error:
-            raise InfrastructureFailure(f"Docker refused {doing}: {error.explanation or error}") from error
+            raise Refused(f"Docker refused {doing}: {error.explanation or error}") from error
+        except requests.exceptions.Timeout as error:
+            raise TimeoutError from error
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
             where = self._base_url or os.environ.get("DOCKER_HOST") or "the default socket"
-            raise InfrastructureFailure(
+            raise HostAway(
                 f"the Docker daemon at {where} can't be reached ({doing}): {error}. "
                 "Start it (systemctl start docker), or name another in DOCKER_HOST"
             ) from error
 
-    def _use(self, use: Callable[[docker.APIClient], T]) -> T:
+    def _use(self, use: Callable[[docker.APIClient], T], timeout_s: float) -> T:
         client = self._client()
+        client.timeout = timeout_s  # a thread that waits for a daemon that hangs comes free with the call it waits for
         try:
             return use(client)
         finally:
@@ -63,7 +108,7 @@ class Daemon:
     def _client(self) -> docker.APIClient:
         if not hasattr(self._local, "client"):
             settings = {"base_url": self._base_url} if self._base_url else docker.utils.kwargs_from_env()
-            self._local.client = docker.APIClient(version="auto", timeout=SDK_TIMEOUT_S, **settings)
+            self._local.client = docker.APIClient(version="auto", **settings)
         return self._local.client
 
     def close(self) -> None:

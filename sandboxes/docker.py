@@ -1,51 +1,56 @@
 """Long-lived Docker sandboxes: one container an episode, found again by its labels.
 
-The container's main process is the supervising shell itself, attached before it starts: a container is ready after
-create, attach and start, with no exec (45 ms less each). Later shells (an adoption, a shell that was killed) come
-by exec. If the agent takes the main process down, the container stops and is started again with its files.
+    create ─▶ start ─▶ shell by exec ── commands ──▶ remove
+                         │ shell lost     ▲
+                         └─▶ exec another ─▶ else restart ┘
 
-    create ─▶ attach ─▶ start ─▶ shell on the attached socket ── commands ──▶ remove
-                                    │ shell lost                     ▲
-                                    └─▶ exec another ─▶ else restart ┘
+The books that say who owns a container are its name: an adoption renames it, and an owner knows the container by the
+name it gave, so that nothing of an earlier owner reaches it (a shell, a restart, a commit, a removal).
 
 Hardening: no network, no capabilities, no new privileges, a non-root user, memory without swap, CPU and process
 limits, core dumps off. The disk limit bounds the whole container only where the storage driver can (`disk_quota`);
 elsewhere it bounds each file. A tmpfs would bound the directory, but a snapshot leaves a tmpfs out.
+
+A daemon that is killed, and started again, kills the containers as it starts (unless it has `live-restore`); the next
+call finds its container stopped and starts it again with its files.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-from typing import Any
+import secrets
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import docker
 
 from klong_rl.types import Limits
-from sandboxes.base import AgentFailure, InfrastructureFailure, TaskFailure
+from sandboxes import container
+from sandboxes.base import Adopted, AgentFailure, InfrastructureFailure, TaskFailure
 from sandboxes.channel import ChannelLost
-from sandboxes.daemon import Daemon
-from sandboxes.shell import ShellSandbox
+from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, container_name
+from sandboxes.daemon import Daemon, Refused
+from sandboxes.shell import ATTEMPTS, ShellSandbox
 from sandboxes.stream import AttachedStream
 
-CREATE_S = 60.0
-CLOSE_S = 30.0
-RESTART_S = 60.0
-SNAPSHOT_S = 300.0
+T = TypeVar("T")
+
+AWAY_S = 30.0  # what a daemon takes to be started again, its own 10 s of grace to containers included
+CREATE_S = AWAY_S + 60.0
+CLOSE_S = AWAY_S + 30.0
+RESTART_S = AWAY_S + 60.0
+SNAPSHOT_S = AWAY_S + 300.0
 PREFLIGHT_S = 10.0
 
 STATE = "/tmp/.klong-state"  # in the container's own layer: a restart and a snapshot keep it
 RUNNING = "/dev/shm/.klong-running"  # in memory: a process group's number means nothing after a restart
-
-RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
 
 
 async def preflight(image: str, base_url: str | None = None) -> None:
     """Raise InfrastructureFailure, in one line with its remedy, unless the daemon answers and has `image`."""
     daemon = Daemon(base_url, threads=1)
     try:
-        await daemon.call(f"looking for image {image}", lambda api: api.inspect_image(image), deadline_s=PREFLIGHT_S)
+        await daemon.once(f"looking for image {image}", lambda api: api.inspect_image(image), deadline_s=PREFLIGHT_S)
     except docker.errors.NotFound:
         raise InfrastructureFailure(_missing_image(image)) from None
     finally:
@@ -54,39 +59,6 @@ async def preflight(image: str, base_url: str | None = None) -> None:
 
 def _missing_image(image: str) -> str:
     return f"Docker has no image {image!r}: make the default one with `make image`, or pull or build it"
-
-
-def container_name(run: str, episode: str, epoch: int) -> str:
-    """Unique per run, episode and epoch, whatever characters they hold; readable where Docker allows.
-
-    >>> container_name("demo", "t3-s1-g4-0", 2)
-    'klong-demo-t3-s1-g4-0-2-99a2500b'
-    """
-    text = f"{run}-{episode}-{epoch}"
-    digest = hashlib.sha256(repr((run, episode, epoch)).encode()).hexdigest()[:8]
-    return f"klong-{re.sub(r'[^A-Za-z0-9_.-]', '_', text)[:80]}-{digest}"
-
-
-def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota: bool) -> dict[str, Any]:
-    """Docker's HostConfig: what the module's docstring calls hardening."""
-    disk_bytes = limits.disk_mb << 20
-    return {
-        "NetworkMode": network,
-        "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
-        "Init": True,  # reaps what commands leave behind
-        "Memory": limits.memory_mb << 20,
-        "MemorySwap": limits.memory_mb << 20,  # memory and swap together: so, no swap
-        "NanoCpus": int(limits.cpus * 1e9),
-        "PidsLimit": limits.pids,
-        "Ulimits": [
-            {"Name": "core", "Soft": 0, "Hard": 0},
-            {"Name": "fsize", "Soft": disk_bytes, "Hard": disk_bytes},
-        ],
-        "LogConfig": {"Type": "none"},  # the attached socket is the only reader, and json-file costs 40 ms a start
-        **({"StorageOpt": {"size": f"{limits.disk_mb}m"}} if disk_quota else {}),
-        **({"Runtime": runtime} if runtime else {}),
-    }
 
 
 class DockerSandboxes:
@@ -122,157 +94,162 @@ class DockerSandboxes:
 
         Raises InfrastructureFailure when the daemon or the image isn't there, TaskFailure when the image can't work.
         """
+        host = container.host_config(limits, **self._host)
+        config = container.container_config(self.run, episode, epoch, image, host)
         name = container_name(self.run, episode, epoch)
-        config = {
-            "Image": image,
-            "Cmd": ["sh", "-s"],
-            "Entrypoint": [],
-            "User": self.user,
-            "WorkingDir": self.workdir,
-            "OpenStdin": True,
-            "Labels": {RUN_LABEL: self.run, EPISODE_LABEL: episode, EPOCH_LABEL: str(epoch)},
-            "HostConfig": host_config(limits, **self._host),
-        }
         async with self._creating:
-            try:
-                sock = await self.daemon.call(
-                    f"creating {name} from {image}", lambda api: _create(api, name, config), deadline_s=CREATE_S
-                )
-            except docker.errors.NotFound:
-                raise InfrastructureFailure(_missing_image(image)) from None
-            sandbox = DockerSandbox(self, episode, name)
-            try:
-                await sandbox.open(sock)
-            except BaseException:
-                await sandbox.close()
-                raise
-            return sandbox
+            for _ in range(ATTEMPTS):
+                try:
+                    return await self._make(episode, name, config)
+                except ChannelLost as lost:
+                    last = lost
+        if last.silent:  # an overloaded host, as far as anyone can tell
+            raise InfrastructureFailure(f"{name} opened no shell in time: {last}") from last
+        raise TaskFailure(f"image {image} has no shell for {self.user} that works: {last}") from last
+
+    async def _make(self, episode: str, name: str, config: dict[str, Any]) -> DockerSandbox:
+        image = config["Image"]
+        try:
+            made, sock = await self.daemon.call(
+                f"creating {name} from {image}",
+                lambda api: container.create(api, name, config, self.user),
+                deadline_s=CREATE_S,
+            )
+        except docker.errors.NotFound:
+            raise InfrastructureFailure(_missing_image(image)) from None
+        sandbox = DockerSandbox(self, episode, made, name)
+        try:
+            await sandbox.open(sock)
+        except BaseException:
+            await sandbox.close()
+            raise
+        return sandbox
 
     async def adopt(self, episode: str) -> DockerSandbox | None:
-        """The episode's container of the highest epoch, started again if it stopped; None if it has none."""
-        found = await self._containers(f"{EPISODE_LABEL}={episode}")
+        """The episode's container of the highest epoch; see `sandboxes.base.SandboxFactory`."""
+        found = newest_first(await self._containers(f"{EPISODE_LABEL}={episode}"))
         if not found:
             return None
-        newest = max(found, key=lambda container: int(container["Labels"][EPOCH_LABEL]))
-        sandbox = DockerSandbox(self, episode, newest["Names"][0].removeprefix("/"))
+        name = f"{container_name(self.run, episode, _epoch(found[0]))}-{secrets.token_hex(4)}"
+        sandbox = DockerSandbox(self, episode, found[0]["Id"], name)
         try:
-            await sandbox.reconnect()
+            await sandbox.take_over()
         except AgentFailure:
             await sandbox.close()  # nobody can use it, so nobody else would remove it
             raise
         return sandbox
 
     async def reap(self, keep: set[str]) -> list[str]:
-        """Remove this run's containers whose episode isn't in `keep`; the episodes, sorted."""
-        stale = [found for found in await self._containers() if found["Labels"][EPISODE_LABEL] not in keep]
-        await asyncio.gather(*(self.remove(container["Id"]) for container in stale))
-        return sorted({container["Labels"][EPISODE_LABEL] for container in stale})
+        """See `sandboxes.base.SandboxFactory`: containers first, since an image in use can't be removed."""
+        found = newest_first(await self._containers())
+        newest = {each["Labels"][EPISODE_LABEL]: each["Id"] for each in reversed(found)}  # the last one stays
+        kept = {newest[episode] for episode in keep & newest.keys()}
+        await asyncio.gather(*(self.remove(each["Id"]) for each in found if each["Id"] not in kept))
+        images = [image for image in await self._snapshots() if image["Labels"][EPISODE_LABEL] not in keep]
+        await self._remove_images(images)
+        return sorted({each["Labels"][EPISODE_LABEL] for each in [*found, *images]} - keep)
+
+    async def forget_snapshots(self, episode: str) -> int:
+        """See `sandboxes.base.SandboxFactory`."""
+        return await self._remove_images(await self._snapshots(f"{EPISODE_LABEL}={episode}"))
 
     async def close(self) -> None:
         """Let go of the daemon; containers stay, to be adopted."""
         self.daemon.close()
 
-    async def remove(self, container: str) -> None:
-        """Kill and remove a container and its volumes; one that is gone already is fine."""
-        try:
-            await self.daemon.call(
-                f"removing {container}",
-                lambda api: api.remove_container(container, force=True, v=True),
-                deadline_s=CLOSE_S,
-            )
-        except docker.errors.NotFound:
-            return
+    async def remove(self, name: str) -> None:
+        """Kill and remove a container, by its name or id, and its volumes; one that is gone already is fine."""
+        await self.daemon.call(f"removing {name}", lambda api: container.remove(api, name), deadline_s=CLOSE_S)
 
     async def _containers(self, *labels: str) -> list[dict[str, Any]]:
-        wanted = {"label": [f"{RUN_LABEL}={self.run}", *labels]}
         return await self.daemon.call(
             f"listing the containers of run {self.run}",
-            lambda api: api.containers(all=True, filters=wanted),
+            lambda api: api.containers(all=True, filters=self._labelled(*labels)),
             deadline_s=CLOSE_S,
         )
 
+    async def _snapshots(self, *labels: str) -> list[dict[str, Any]]:
+        return await self.daemon.call(
+            f"listing the snapshots of run {self.run}",
+            lambda api: api.images(all=True, filters=self._labelled(*labels)),
+            deadline_s=CLOSE_S,
+        )
+
+    def _labelled(self, *labels: str) -> dict[str, list[str]]:
+        return {"label": [f"{RUN_LABEL}={self.run}", *labels]}
+
+    async def _remove_images(self, images: list[dict[str, Any]]) -> int:
+        removed = 0
+        for image in container.children_first(images):
+            removed += await self.daemon.call(
+                f"removing snapshot {image}", lambda api, id=image: container.remove_image(api, id), deadline_s=CLOSE_S
+            )
+        return removed
+
+
+def newest_first(containers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Containers, as `api.containers` lists them, by epoch, then by the time they were made."""
+    return sorted(containers, key=lambda each: (_epoch(each), each["Created"]), reverse=True)
+
+
+def _epoch(listed: dict[str, Any]) -> int:
+    return int(listed["Labels"][EPOCH_LABEL])
+
 
 class DockerSandbox(ShellSandbox):
-    """One container, addressed by its name."""
+    """One container, which has `name` as long as this is its owner."""
 
-    def __init__(self, factory: DockerSandboxes, episode: str, name: str) -> None:
+    def __init__(self, factory: DockerSandboxes, episode: str, container_id: str, name: str) -> None:
         super().__init__(episode, work=factory.workdir, state=STATE, running=RUNNING)
         self._factory = factory
-        self._daemon = factory.daemon
+        self._id = container_id
         self.name = name
 
     async def open(self, sock: Any) -> None:
-        """Take the attached socket of a container that was just started."""
-        try:
-            await self._open(AttachedStream(sock), blame=TaskFailure)
-        except ChannelLost as lost:
-            if lost.silent:  # an overloaded host, as far as anyone can tell
-                raise InfrastructureFailure(f"{self.name} opened no shell in time: {lost}") from lost
-            raise TaskFailure(f"the image of {self.name} has no shell for {self._factory.user}: {lost}") from lost
+        """Take the first shell of a container that was just made."""
+        self._channel = await self._open(AttachedStream(sock), blame=TaskFailure)
 
-    async def reconnect(self) -> None:
-        """Open a shell in the container, starting it again if it stopped."""
+    async def take_over(self) -> None:
+        """Become the owner, and open a shell in the container, starting it again if it stopped."""
         async with self._lock:
+            await self._call("adopting", lambda api: container.rename(api, self._id, self.name), RESTART_S)
             await self._reopen(silent=False)
 
     async def _join(self) -> AttachedStream:
-        return await self._attached("opening a shell in", _exec_shell, self._factory.user)
+        user = self._factory.user
+        return AttachedStream(
+            await self._call("opening a shell in", lambda api: container.open_shell(api, self.name, user), RESTART_S)
+        )
 
-    async def _restart(self) -> AttachedStream:
-        return await self._attached("restarting", _restart)
+    async def _restart(self) -> tuple[AttachedStream, bool]:
+        user = self._factory.user
+        sock, had_stopped = await self._call(
+            "restarting", lambda api: container.restart(api, self.name, user), RESTART_S
+        )
+        return AttachedStream(sock), had_stopped
 
-    async def _attached(self, doing: str, use: Any, *args: str) -> AttachedStream:
-        try:
-            sock = await self._daemon.call(
-                f"{doing} {self.name}", lambda api: use(api, self.name, *args), deadline_s=RESTART_S
-            )
-        except docker.errors.NotFound as error:
-            raise InfrastructureFailure(f"container {self.name} of {self.episode} is gone: {error}") from error
-        return AttachedStream(sock)
+    async def _check_owner(self) -> None:
+        await self._call("looking at", lambda api: api.inspect_container(self.name), RESTART_S)
 
     async def snapshot(self, tag: str) -> str:
         """Commit the container (paused meanwhile; 1 s per 100 MB written) as `klong-snapshot:TAG`; the image's id."""
         async with self._lock:
-            image = await self._daemon.call(
-                f"committing {self.name}",
-                lambda api: api.commit(self.name, repository="klong-snapshot", tag=tag),
-                deadline_s=SNAPSHOT_S,
-            )
-        return image["Id"]
+            return await self._call("committing", lambda api: container.commit(api, self.name, tag), SNAPSHOT_S)
 
     async def _remove(self) -> None:
         await self._factory.remove(self.name)
 
-
-def _create(api: docker.APIClient, name: str, config: dict[str, Any]) -> Any:
-    """Create, attach and start in one go; the attached socket. Nothing is left behind where that fails."""
-    try:
-        api.create_container_from_config(config, name)
-    except docker.errors.APIError as error:
-        if error.status_code != 409:
-            raise
-        api.remove_container(name, force=True, v=True)  # of this very epoch: a creation that was given up on
-        api.create_container_from_config(config, name)
-    try:
-        return _attach_and_start(api, name)
-    except Exception:
-        api.remove_container(name, force=True, v=True)
-        raise
-
-
-def _attach_and_start(api: docker.APIClient, name: str) -> Any:
-    sock = api.attach_socket(name, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-    api.start(name)
-    return sock
-
-
-def _exec_shell(api: docker.APIClient, name: str, user: str) -> Any:
-    made = api.exec_create(name, ["sh", "-s"], stdin=True, user=user)
-    return api.exec_start(made["Id"], socket=True)
-
-
-def _restart(api: docker.APIClient, name: str) -> Any:
-    if api.inspect_container(name)["State"]["Running"]:
-        api.kill(name)
-        api.wait(name, timeout=RESTART_S)
-    return _attach_and_start(api, name)
+    async def _call(self, doing: str, use: Callable[[docker.APIClient], T], deadline_s: float) -> T:
+        """A call on the container, by its name. Raises Adopted, or InfrastructureFailure, when it hasn't that name."""
+        call = self._factory.daemon.call
+        try:
+            return await call(f"{doing} {self.name}", use, deadline_s=deadline_s)
+        except docker.errors.NotFound as error:
+            missing = error
+        try:
+            found = await call("looking it up", lambda api: api.inspect_container(self._id), deadline_s=deadline_s)
+        except docker.errors.NotFound:
+            raise InfrastructureFailure(f"container {self.name} of {self.episode} is gone: {missing}") from missing
+        if found["Name"] == f"/{self.name}":
+            raise Refused(f"Docker refused {doing} {self.name}: {missing}") from missing
+        raise Adopted(f"{self.name} of {self.episode} was adopted by another owner, as {found['Name']}") from missing

@@ -4,15 +4,17 @@
 enforced. The life cycle is Docker's: one directory an episode that another process can adopt, timeouts that kill the
 process group, snapshots (copies of the directory).
 
-    root/RUN/EPISODE/work/      the working directory
-    root/RUN/EPISODE/state      the shell's state, see sandboxes.shell
-    root/RUN/.snapshots/TAG/    what `snapshot` kept; its path is an image for `create`
+    root/RUN/EPISODE/work/              the working directory
+    root/RUN/EPISODE/state              the shell's state, see sandboxes.shell
+    root/RUN/EPISODE/owner              the name of the owner, drawn by who makes or adopts the sandbox
+    root/RUN/.snapshots/EPISODE/TAG/    what `snapshot` kept; its path is an image for `create`
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -21,12 +23,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from klong_rl.types import Limits
-from sandboxes.base import InfrastructureFailure, TaskFailure
+from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
 from sandboxes.channel import DATA, TERMINAL
 from sandboxes.shell import ShellSandbox
 
 RECV_BYTES = 1 << 16
 KILL_S = 10.0
+SNAPSHOTS = ".snapshots"
+HERE = b"@klong-sandbox@/"  # stands for a sandbox's directory in the state that a snapshot keeps
 MARK = "KLONG_SANDBOX"  # in the environment of every process of a sandbox: how they are found, whoever started them
 
 
@@ -39,12 +43,10 @@ class ProcessSandboxes:
 
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> ProcessSandbox:
         """A fresh directory, copied from `image` where that is a snapshot's path; an older epoch's is removed."""
-        await ProcessSandbox(self, episode).close()
         sandbox = ProcessSandbox(self, episode)
+        await sandbox.erase()
         if os.path.isabs(image):
-            if not os.path.isdir(image):
-                raise InfrastructureFailure(f"no snapshot at {image}")
-            await asyncio.to_thread(shutil.copytree, image, sandbox.folder, symlinks=True)
+            await asyncio.to_thread(sandbox.restore, Path(image))
         else:
             (sandbox.folder / "work").mkdir(parents=True)
         await sandbox.open()
@@ -54,15 +56,23 @@ class ProcessSandboxes:
         sandbox = ProcessSandbox(self, episode)
         if not sandbox.folder.is_dir():
             return None
-        await sandbox.reconnect()
+        await sandbox.take_over()
         return sandbox
 
     async def reap(self, keep: set[str]) -> list[str]:
-        found = [path for path in self.folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
-        stale = sorted(episode for path in found if (episode := unquote(path.name)) not in keep)
+        found = [*self.folder.glob("[!.]*"), *self.folder.glob(f"{SNAPSHOTS}/*")]
+        stale = {unquote(path.name) for path in found if path.is_dir()} - keep
         for episode in stale:
-            await ProcessSandbox(self, episode).close()
-        return stale
+            await ProcessSandbox(self, episode).erase()
+            await self.forget_snapshots(episode)
+        return sorted(stale)
+
+    async def forget_snapshots(self, episode: str) -> int:
+        folder = ProcessSandbox(self, episode).snapshots
+        tags = len(list(folder.glob("[!.]*")))
+        if folder.exists():
+            await asyncio.to_thread(shutil.rmtree, folder)
+        return tags
 
     async def close(self) -> None:
         """Nothing is held; sandboxes stay, to be adopted."""
@@ -72,8 +82,10 @@ class ProcessSandbox(ShellSandbox):
     """One directory and the processes that carry its mark."""
 
     def __init__(self, factory: ProcessSandboxes, episode: str) -> None:
-        self.folder = factory.folder / quote(episode, safe="").replace(".", "%2E")
-        self._snapshots = factory.folder / ".snapshots"
+        name = quote(episode, safe="").replace(".", "%2E")
+        self.folder = factory.folder / name
+        self.snapshots = factory.folder / SNAPSHOTS / name
+        self._me = secrets.token_hex(8)
         super().__init__(
             episode,
             work=str(self.folder / "work"),
@@ -82,32 +94,81 @@ class ProcessSandbox(ShellSandbox):
         )
 
     async def open(self) -> None:
-        await self._open(await self._join(), blame=TaskFailure)
+        """Become the owner of the directory that was just made, and open its first shell."""
+        self._write_owner()
+        self._channel = await self._open(await self._join(), blame=TaskFailure)
 
-    async def reconnect(self) -> None:
+    async def take_over(self) -> None:
+        """Become the owner, and open a shell."""
         async with self._lock:
+            self._write_owner()
             await self._reopen(silent=False)
 
-    async def _join(self) -> PipeStream:
-        if not self.folder.is_dir():
-            raise InfrastructureFailure(f"the sandbox of {self.episode} is gone: no directory {self.folder}")
-        mine = {MARK: str(self.folder), "HOME": self._work}
-        return await PipeStream.start(cwd=self._work, env={**_environment(), **mine})
+    def _write_owner(self) -> None:
+        new = self.folder / f"owner.{self._me}"
+        new.write_text(self._me)
+        new.replace(self.folder / "owner")  # whole, however many adopt at once
 
-    async def _restart(self) -> PipeStream:
+    async def _check_owner(self) -> None:
+        try:
+            owner = (self.folder / "owner").read_text()
+        except FileNotFoundError:
+            raise InfrastructureFailure(f"the sandbox of {self.episode} is gone: no directory {self.folder}") from None
+        if owner != self._me:
+            raise Adopted(f"the sandbox of {self.episode} in {self.folder} was adopted by another owner")
+
+    async def _join(self) -> PipeStream:
+        await self._check_owner()
+        mine = {MARK: str(self.folder), "HOME": self._work}
+        return await PipeStream.start(str(self.folder), cwd=self._work, env={**_environment(), **mine})
+
+    async def _restart(self) -> tuple[PipeStream, bool]:
+        await self._check_owner()
         self._kill()
-        return await self._join()
+        return await self._join(), False
 
     async def snapshot(self, tag: str) -> str:
-        """Copy the directory; unlike Docker's, a sandbox made from it starts in the working directory, env empty."""
-        target = self._snapshots / quote(tag, safe="")
+        """Copy the directory, its processes stopped meanwhile, as Docker pauses them."""
+        target = self.snapshots / quote(tag, safe="").replace(".", "%2E")
         async with self._lock:
-            await asyncio.to_thread(shutil.copytree, self.folder, target, symlinks=True)
-        for name in ("state", "running"):  # they name this directory and its processes
-            (target / name).unlink(missing_ok=True)
+            await self._check_owner()
+            self._signal(signal.SIGSTOP)
+            try:
+                await asyncio.to_thread(self._copy, target)
+            finally:
+                self._signal(signal.SIGCONT)
         return str(target)
 
+    def _copy(self, target: Path) -> None:
+        new = target.with_name(f".{target.name}")  # aside, so that a snapshot is whole or absent
+        for leftover in (new, target):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        (new / "work").mkdir(parents=True)
+        shutil.copytree(self.folder / "work", new / "work", symlinks=True, dirs_exist_ok=True)
+        state = self.folder / "state"
+        if state.exists():  # it names this directory
+            (new / "state").write_bytes(state.read_bytes().replace(f"{self.folder}/".encode(), HERE))
+        new.replace(target)
+
+    def restore(self, image: Path) -> None:
+        """Make the directory from a snapshot."""
+        if not image.is_dir():
+            raise InfrastructureFailure(f"no snapshot at {image}")
+        shutil.copytree(image, self.folder, symlinks=True)
+        state = self.folder / "state"
+        if state.exists():
+            state.write_bytes(state.read_bytes().replace(HERE, f"{self.folder}/".encode()))
+
     async def _remove(self) -> None:
+        try:
+            await self._check_owner()
+        except InfrastructureFailure:  # gone, or another owner's to remove
+            return
+        await self.erase()
+
+    async def erase(self) -> None:
+        """End every process and remove the directory, whoever is the owner; fine if there is none."""
         self._kill()
         if self.folder.exists():
             await asyncio.to_thread(shutil.rmtree, self.folder)
@@ -115,16 +176,21 @@ class ProcessSandbox(ShellSandbox):
     def _kill(self) -> None:
         """SIGKILL to every process with this sandbox's mark, until there is none; they may fork meanwhile."""
         (self.folder / "running").unlink(missing_ok=True)
-        wanted = f"{MARK}={self.folder}".encode()
         give_up = time.monotonic() + KILL_S
-        while pids := [pid for pid in _processes() if wanted in _environ(pid)]:
+        while pids := self._signal(signal.SIGKILL):
             if time.monotonic() > give_up:
                 raise InfrastructureFailure(f"processes {pids} of {self.episode} don't die within {KILL_S:g} s")
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue  # it ended by itself
+
+    def _signal(self, number: signal.Signals) -> list[int]:
+        """Signal every process with this sandbox's mark; which there were."""
+        wanted = f"{MARK}={self.folder}".encode()
+        pids = [pid for pid in _processes() if wanted in _environ(pid)]
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue  # it ended by itself
+        return pids
 
 
 def _environment() -> dict[str, str]:
@@ -155,12 +221,14 @@ class PipeStream:
         }
 
     @classmethod
-    async def start(cls, *, cwd: str, env: dict[str, str]) -> PipeStream:
+    async def start(cls, folder: str, *, cwd: str, env: dict[str, str]) -> PipeStream:
+        """A supervisor of the sandbox in `folder`: that stands in its command line, see sandboxes.supervisor."""
         pipe = asyncio.subprocess.PIPE
         try:
             process = await asyncio.create_subprocess_exec(
-                "sh", "-s", cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-            )
+                "sh", "-s", f"klong-supervisor:{folder}",
+                cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True,
+            )  # fmt: skip
         except OSError as error:
             raise InfrastructureFailure(f"no shell starts in {cwd}: {error}") from error
         return cls(process)
@@ -180,6 +248,9 @@ class PipeStream:
                 self._next[lane] = asyncio.ensure_future(reader.read(RECV_BYTES))
                 return lane, data
         raise AssertionError("asyncio.wait returned with nothing done")
+
+    def ended(self) -> bool:
+        return self._process.returncode is not None
 
     def close(self) -> None:
         for pending in self._next.values():

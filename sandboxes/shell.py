@@ -11,8 +11,12 @@ itself. Each command gets a child in a process group of its own (`timeout` makes
 The state is the working directory and the exported environment, in a file that lives in the sandbox: it survives
 the supervisor, a restart, a snapshot and a change of owner. A command that is killed leaves the state before it.
 
-When the supervisor itself goes (the agent may kill, stop or starve it), the ladder is: open another; if that fails or
-the old one was silent, restart the whole sandbox, which ends its processes and keeps its files.
+When the supervisor itself goes (the agent may kill, stop or starve it; its host may restart), the ladder is: open
+another; if that fails or the old one was silent, restart the whole sandbox: its processes end, its files stay.
+
+An adopter first makes itself the owner in its host's books, then opens its supervisor, which ends all others. An
+earlier owner that opens one looks into the books before it uses it. So either it sees that it lost the sandbox, or its
+supervisor was there when the adopter's ended all others.
 """
 
 from __future__ import annotations
@@ -23,15 +27,14 @@ import io
 import logging
 import math
 import posixpath
-import re
-import shlex
 import tarfile
 import time
 from abc import ABC, abstractmethod
 
 from klong_rl.failures import EpisodeFailure
-from sandboxes.base import AgentFailure, ExecResult, InfrastructureFailure, TaskFailure
+from sandboxes.base import Adopted, AgentFailure, ExecResult, HostAway, InfrastructureFailure, TaskFailure
 from sandboxes.channel import DATA, TERMINAL, Channel, ChannelLost, Reply, Stream
+from sandboxes.supervisor import NOT_A_FILE, WAS_KILLED, supervisor_script
 
 log = logging.getLogger(__name__)
 
@@ -41,76 +44,7 @@ FILES_S = 120.0  # for one `read` or `write_many`
 ARG_BYTES = 96 * 1024  # Linux takes 128 KiB in one argument; longer commands go through a file
 UPLOAD_BYTES = 768 * 1024  # of a tar file in one shell word, 1 MiB as base64: bounds the supervisor's memory
 KILLED = 128 + 9
-NOT_A_FILE = 66  # EX_NOINPUT
-
-# POSIX's corners: dash takes `kill -s KILL -- -N` and `kill -0 -N` but not `kill -KILL -- -N`; and
-# `true > file` is not `: > file`, since a POSIX shell exits where the redirection of a special built-in fails.
-SUPERVISOR = r"""
-exec 3>&2 2>/dev/null
-klong_end() { printf '\036%s %s\036' "$1" "$2"; }
-klong_open() {
-  if read -r klong_group < "$klong_running"; then kill -s KILL -- "-$klong_group"; fi
-  command -v timeout && command -v base64 && command -v tar && cd "$klong_work"
-  klong_end "$1" $? >&3
-} >/dev/null
-klong_exec() {
-  klong_child=$klong_prolog klong_command=$3 \
-    timeout -s KILL "$2" "$klong_shell" -c 'eval "$klong_child"' "${klong_shell##*/}" </dev/null 2>&1 3>&-
-  klong_status=$?
-  if [ $klong_status = 137 ]; then klong_gone; fi
-  true > "$klong_running"
-  klong_end "$1" $klong_status
-}
-klong_gone() {  # a killed process may be in the middle of printing: wait for its group, 0.5 s at most
-  read -r klong_group < "$klong_running"
-  klong_tries=0
-  while [ $klong_tries -lt 50 ] && kill -0 "-$klong_group"; do
-    sleep 0.01
-    klong_tries=$((klong_tries + 1))
-  done
-}
-klong_read() {
-  klong_status=66
-  if [ -f "$3" ]; then timeout -s KILL 60 head -c "$2" -- "$3" </dev/null >&3; klong_status=$?; fi
-  klong_end "$1" $klong_status >&3
-}
-klong_part() { printf %s "$1" | base64 -d >> "$klong_upload"; }
-klong_unpack() {
-  tar -xof "$klong_upload" -C "$klong_work" </dev/null >&3 2>&3
-  klong_status=$?
-  rm -f "$klong_upload"
-  klong_end "$1" $klong_status >&3
-}
-klong_shell=$(command -v bash || command -v sh)
-"""
-
-# What a command's shell runs first. It and the command come through the environment, so that `ps` shows neither and
-# `pkill -f server.py` doesn't find, and kill, the shell that runs it. It is one line: the line numbers in a shell's
-# messages are the command's own. The state is replaced by a rename: a full disk or a kill while saving keeps the old.
-PROLOG = (
-    "echo $PPID > {running}; [ -r {state} ] && . {state} 2>/dev/null; cd \"$PWD\" 2>/dev/null || cd {work}; "
-    "trap '{{ unset klong_child klong_command; export PWD; "
-    "export -p > {state}.new && mv -f {state}.new {state}; }} 2>/dev/null' EXIT; "
-    "eval 'unset klong_child klong_command;' \"$klong_command\""
-)
-
-
-def supervisor_script(*, work: str, state: str, running: str) -> str:
-    """The text that makes a plain `sh` the supervisor of a sandbox.
-
-    `state` must survive a restart of the sandbox and `running`, the process group of the current command, must not:
-    its number means another process then. Raises ValueError for a path that a shell would read as more than a word.
-    """
-    for path in (work, state, running):
-        if not re.fullmatch(r"[A-Za-z0-9_./%-]+", path):
-            raise ValueError(f"path {path!r} of a sandbox: use letters, digits and _ . / % - alone")
-    settings = {
-        "klong_work": work,
-        "klong_running": running,
-        "klong_upload": f"{state}.upload",
-        "klong_prolog": PROLOG.format(work=work, state=state, running=running),
-    }
-    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()) + SUPERVISOR
+ATTEMPTS = 2  # a shell lost once may be its host's doing; lost twice in a row, with its host up, it is the sandbox's
 
 
 def pack(files: dict[str, bytes]) -> bytes:
@@ -145,8 +79,12 @@ class ShellSandbox(ABC):
         """A new shell in the running sandbox; InfrastructureFailure when it isn't running or can't take one."""
 
     @abstractmethod
-    async def _restart(self) -> Stream:
-        """End every process of the sandbox, keep its files, and start it again with a shell."""
+    async def _restart(self) -> tuple[Stream, bool]:
+        """End every process of the sandbox, keep its files, start it again with a shell; whether it had stopped."""
+
+    @abstractmethod
+    async def _check_owner(self) -> None:
+        """Raise Adopted if the sandbox has another owner, InfrastructureFailure if it is gone."""
 
     @abstractmethod
     async def _remove(self) -> None:
@@ -208,15 +146,15 @@ class ShellSandbox(ABC):
         return b'true > "$klong_upload"\n' + b"".join(parts)
 
     async def _files(self, function: str, *args: str, limit: int = 1 << 16, before: bytes = b"") -> Reply:
-        """A call that may be made again: so it is, once, when the agent's processes took the shell down."""
-        for _ in range(2):
+        """A call that may be made again: so it is, once, when the agent or the host took the shell down."""
+        for _ in range(ATTEMPTS):
             channel = await self._ready()
             try:
                 return await channel.call(function, *args, deadline_s=FILES_S, lane=DATA, limit=limit, before=before)
             except ChannelLost as lost:
-                cause = lost
-                await self._reopen(silent=lost.silent)
-        raise AgentFailure(f"the shell of {self.episode} died twice while moving files: {cause}") from cause
+                cause, from_outside = lost, await self._reopen(silent=lost.silent)
+        blame = InfrastructureFailure if from_outside else AgentFailure
+        raise blame(f"the shell of {self.episode} died twice while moving files: {cause}") from cause
 
     def _as_file(self, command: bytes) -> tuple[bytes, str]:
         """The upload and the short command that run one too long for an argument, or say that it didn't fit."""
@@ -228,44 +166,69 @@ class ShellSandbox(ABC):
         return self._upload(command), short
 
     async def _after_loss(self, lost: ChannelLost, seconds: float) -> ExecResult:
-        await self._reopen(silent=lost.silent)
+        interrupted = await self._reopen(silent=lost.silent) and not lost.silent
         note = "\n[the command took its shell down; files are kept, processes may be gone]\n"
         return ExecResult(
             exit_code=None,
-            output=lost.output.decode("utf-8", "replace") + note,
+            output=lost.output.decode("utf-8", "replace") + ("" if interrupted else note),
             truncated=lost.truncated,
             timed_out=lost.silent,
             seconds=seconds,
+            interrupted=interrupted,
         )
 
     async def _ready(self) -> Channel:
-        """The open channel; a fresh one when the last call was cancelled or the sandbox was just adopted."""
-        if self._channel is None or self._channel.broken:
+        """The open channel; a fresh one where there is none, where a call was cancelled, or the shell has ended."""
+        if self._channel is None or self._channel.broken or self._channel.ended():
             await self._reopen(silent=False)
         return self._channel
 
-    async def _reopen(self, *, silent: bool) -> None:
-        """The ladder of the module's docstring. Raises AgentFailure when a restarted sandbox has no working shell."""
+    async def _reopen(self, *, silent: bool) -> bool:
+        """The ladder of the module's docstring; whether the last shell was lost for reasons outside the sandbox.
+
+        Raises AgentFailure when a restarted sandbox has no working shell.
+        """
         if self._closed:
             raise InfrastructureFailure(f"the sandbox of {self.episode} was closed")
+        self._hang_up()
         if not silent:
             try:
-                return await self._open(await self._join(), blame=AgentFailure)
+                return await self._take(await self._join())
+            except (Adopted, HostAway):
+                raise
             except (ChannelLost, InfrastructureFailure) as error:
                 log.info("restarting the sandbox of %s: no new shell in it (%s)", self.episode, error)
-        try:
-            await self._open(await self._restart(), blame=AgentFailure)
-        except ChannelLost as lost:
-            raise AgentFailure(f"the sandbox of {self.episode} has no working shell after a restart: {lost}") from lost
+        from_outside = False
+        for _ in range(ATTEMPTS):
+            stream, had_stopped = await self._restart()
+            from_outside |= had_stopped
+            try:
+                await self._take(stream)
+                return from_outside
+            except ChannelLost as lost:
+                cause = lost
+        raise AgentFailure(f"the sandbox of {self.episode} has no working shell after a restart: {cause}") from cause
 
-    async def _open(self, stream: Stream, *, blame: type[EpisodeFailure]) -> None:
-        """Make the shell behind `stream` the supervisor. Raises `blame` when the sandbox lacks what that takes."""
+    async def _take(self, stream: Stream) -> bool:
+        """Make the shell behind `stream` the only supervisor; whether the last one was lost, rather than killed."""
+        channel = await self._open(stream, blame=AgentFailure)
+        try:
+            await self._check_owner()
+            reply = await channel.call("klong_take", deadline_s=OPEN_S, lane=DATA)
+        except BaseException:
+            channel.close()
+            raise
+        self._channel = channel
+        return reply.status != WAS_KILLED
+
+    async def _open(self, stream: Stream, *, blame: type[EpisodeFailure]) -> Channel:
+        """A channel to the shell behind `stream`. Raises `blame` when the sandbox lacks what a supervisor takes."""
         channel = Channel(stream)
         reply = await channel.call("klong_open", deadline_s=OPEN_S, lane=DATA, before=self._script)
         if reply.status != 0:
             channel.close()
             raise blame(f"the sandbox of {self.episode} needs timeout, base64, tar and a directory {self._work}")
-        self._channel = channel
+        return channel
 
     async def release(self) -> None:
         self._hang_up()

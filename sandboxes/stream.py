@@ -1,8 +1,9 @@
-"""The socket of an attached container or exec, as a `sandboxes.channel.Stream`."""
+"""The socket of an exec, as a `sandboxes.channel.Stream`."""
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 from collections.abc import Awaitable
@@ -38,7 +39,7 @@ class Demux:
 
 
 class AttachedStream:
-    """`sock` is what the SDK's `attach_socket` and `exec_start(socket=True)` return; the event loop drives it."""
+    """`sock` is what the SDK's `exec_start(socket=True)` returns; the event loop drives it."""
 
     def __init__(self, sock: Any) -> None:
         self._owner = sock  # holds the HTTP response, whose collection would close the connection
@@ -68,6 +69,11 @@ class AttachedStream:
             return await transfer
         finally:
             self._waiting = False
+
+    def ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close now; or end the stream for the task that waits on it, which must not be left on a closed socket."""

@@ -1,6 +1,7 @@
 """What every sandbox does, on real Docker containers and on bare processes: the same tests for both."""
 
 import asyncio
+import sys
 import time
 import uuid
 
@@ -8,6 +9,7 @@ import pytest
 
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.types import Limits
+from sandboxes.base import Adopted
 from sandboxes.docker import DockerSandboxes
 from sandboxes.process import ProcessSandboxes
 
@@ -193,18 +195,133 @@ async def test_the_agent_can_kill_the_supervising_shell_and_goes_on(sandbox):
 
 
 async def test_a_snapshot_starts_another_sandbox_where_this_one_was(factory, sandbox):
-    await run(sandbox, "mkdir here && cd here && export A=kept && echo text > file")
-    image = await sandbox.snapshot(f"test-{uuid.uuid4().hex[:8]}")
-    try:
-        await run(sandbox, "echo later > file")
-        other = await factory.create("episode/2", 1, image, LIMITS)
-        assert (await run(other, "cat /work/here/file 2>/dev/null || cat here/file")).output == "text\n"
-        if isinstance(factory, DockerSandboxes):
-            assert (await run(other, 'pwd; echo "$A"')).output == "/work/here\nkept\n"
-        await other.close()
-    finally:
-        if isinstance(factory, DockerSandboxes):
-            await factory.daemon.call("removing a test's image", lambda api: api.remove_image(image), deadline_s=30)
+    await run(sandbox, "mkdir here && cd here && export A=kept && echo text > file; sleep 4330 &")
+    image = await sandbox.snapshot(tag := uuid.uuid4().hex)
+    await run(sandbox, "echo later > file")
+    other = await factory.create("episode/2", 1, image, LIMITS)
+    assert (await run(other, 'basename "$PWD"; echo "$A"; cat file; ls')).output == "here\nkept\ntext\nfile\n"
+    assert (await run(sandbox, "cat file")).output == "later\n"
+    again = await sandbox.snapshot(tag)  # as a repeated call would
+    newest = await factory.create("episode/2", 2, again, LIMITS)
+    assert (await run(newest, "cat file")).output == "later\n"
+
+
+async def test_a_snapshot_waits_for_the_command_of_its_owner(factory, sandbox):
+    running = asyncio.create_task(run(sandbox, "echo begun > file; sleep 1; echo ended > file"))
+    await asyncio.sleep(0.3)
+    image = await sandbox.snapshot(uuid.uuid4().hex)
+    assert (await running).exit_code == 0
+    assert (await run(await factory.create("other", 1, image, LIMITS), "cat file")).output == "ended\n"
+
+
+async def test_a_snapshot_of_a_cancelled_command_that_still_runs_is_one_moment_of_it(factory, sandbox):
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await run(sandbox, "for i in $(seq 1000); do echo $i > a; cp a b; rm -f c; mv b c; done; sleep 60", 60)
+    image = await sandbox.snapshot(uuid.uuid4().hex)
+    other = await factory.create("other", 1, image, LIMITS)
+    assert 1 <= int((await run(other, "cat a b c 2>/dev/null | head -n 1")).output) <= 1000
+    assert await alive(other, "sleep 60") == 0
+
+
+async def test_snapshots_are_removed_by_episode_and_with_what_is_reaped(factory, sandbox):
+    await sandbox.snapshot(uuid.uuid4().hex)
+    await sandbox.close()
+    made = await factory.create("other", 1, IMAGE, LIMITS)
+    first = await made.snapshot(uuid.uuid4().hex)
+    restored = await factory.create("other", 2, first, LIMITS)
+    await run(restored, "echo text > file")
+    second = await restored.snapshot(uuid.uuid4().hex)  # in Docker, a child of the first
+    await restored.close()
+    assert await factory.reap(keep={"other", "episode/1"}) == []
+    assert await factory.forget_snapshots("never-made") == 0
+    assert await factory.reap(keep={"other"}) == ["episode/1"]
+    restored = await factory.create("other", 3, second, LIMITS)
+    assert (await run(restored, "cat file")).output == "text\n"
+    await factory.reap(keep=set())
+    for image in (first, second):
+        with pytest.raises(InfrastructureFailure, match=image):
+            await factory.create("other", 4, image, LIMITS)
+
+
+async def test_the_snapshots_of_an_episode_are_forgotten(factory, sandbox):
+    images = [await sandbox.snapshot(uuid.uuid4().hex) for _ in range(2)]
+    other = await factory.create("other", 1, images[0], LIMITS)
+    kept = await other.snapshot(uuid.uuid4().hex)
+    await other.close()
+    await sandbox.close()
+    assert await factory.forget_snapshots("other") == 1
+    assert await factory.forget_snapshots("episode/1") == 2
+    assert await factory.forget_snapshots("episode/1") == 0
+    for image in (*images, kept):
+        with pytest.raises(InfrastructureFailure, match=image):
+            await factory.create("again", 1, image, LIMITS)
+
+
+async def test_an_earlier_owner_is_shut_out(factory, sandbox):
+    await run(sandbox, "echo 1 > file")
+    adopted = await factory.adopt("episode/1")
+    for attempt in (
+        run(sandbox, "echo 2 > file"),
+        sandbox.write("file", b"3\n"),
+        sandbox.read("file"),
+        sandbox.snapshot(uuid.uuid4().hex),
+        run(sandbox, "echo 4 > file"),
+    ):
+        with pytest.raises(Adopted, match="another owner"):
+            await attempt
+    await sandbox.close()
+    assert (await run(adopted, "cat file")).output == "1\n"
+    assert await factory.forget_snapshots("episode/1") == 0
+
+
+EARLIER_OWNER = """
+import asyncio, sys
+from klong_rl.types import Limits
+from sandboxes.docker import DockerSandboxes
+from sandboxes.process import ProcessSandboxes
+
+async def main():
+    kind, run, *root = sys.argv[1:]
+    factory = DockerSandboxes(run) if kind == "docker" else ProcessSandboxes(run, root=root[0])
+    sandbox = await factory.create("mine", 1, "klong-sandbox", Limits(memory_mb=256, pids=64))
+    running = asyncio.create_task(sandbox.exec("sleep 2; echo late >> file", timeout_s=60))
+    await asyncio.sleep(0.5)
+    print("running", flush=True)
+    input()
+    calls = [running, *(sandbox.exec("echo late >> file", timeout_s=5) for _ in range(3))]
+    for failure in await asyncio.gather(*calls, return_exceptions=True):
+        print(type(failure).__name__, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_an_owner_in_another_process_is_shut_out_in_the_middle_of_a_command(factory, tmp_path):
+    kind = "docker" if isinstance(factory, DockerSandboxes) else "process"
+    run_id = factory.run if kind == "docker" else factory.folder.name
+    pipe = asyncio.subprocess.PIPE
+    command = [sys.executable, "-c", EARLIER_OWNER, kind, run_id, str(tmp_path)]
+    other = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    async with asyncio.timeout(60):
+        assert await other.stdout.readline() == b"running\n"
+        adopted = await factory.adopt("mine")
+        answers, _ = await other.communicate(b"\n")
+    assert answers.split() == [b"Adopted"] * 4
+    await asyncio.sleep(2)
+    assert (await run(adopted, "cat file")).exit_code == 1
+
+
+async def test_two_that_adopt_at_once_leave_one_owner(factory, sandbox):
+    for _ in range(3):
+        results = await asyncio.gather(*(factory.adopt("episode/1") for _ in range(2)), return_exceptions=True)
+        owners = []
+        for result in results:
+            assert isinstance(result, (Adopted, type(sandbox)))
+            if not isinstance(result, Adopted):
+                owners.append(await asyncio.gather(run(result, "echo owner"), return_exceptions=True))
+        answers = [answer for [answer] in owners]
+        assert sum(not isinstance(answer, Adopted) for answer in answers) == 1
 
 
 async def test_another_owner_adopts_the_sandbox_and_ends_its_command(factory, sandbox):
@@ -214,7 +331,8 @@ async def test_another_owner_adopts_the_sandbox_and_ends_its_command(factory, sa
     adopted = await factory.adopt("episode/1")
     assert await alive(adopted, "sleep 4324") == 0
     assert (await run(adopted, "echo $A; cat file")).output == "kept\n1\n"
-    assert (await running).exit_code == 137
+    with pytest.raises(Adopted, match="another owner"):
+        await running
     assert await factory.adopt("never-made") is None
 
 

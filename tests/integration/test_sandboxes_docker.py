@@ -1,5 +1,6 @@
 """What Docker adds: the hardening seen from inside, restarts, adoption across processes, clear errors."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,8 +9,9 @@ import uuid
 import docker
 import pytest
 
-from klong_rl.failures import InfrastructureFailure, TaskFailure
+from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.types import Limits
+from sandboxes.base import HostAway
 from sandboxes.docker import DockerSandboxes, preflight
 
 pytestmark = pytest.mark.integration
@@ -72,18 +74,25 @@ async def test_a_sandbox_full_of_processes_comes_back_with_its_files(sandbox):
     assert (await run(sandbox, "cat file; echo $A")).output == "text\nkept\n"
 
 
-@pytest.mark.parametrize("command", ["kill -9 -1", "kill -TERM 1; sleep 5", "pkill -9 -f 'sh -s'; sleep 5"])
+@pytest.mark.parametrize("command", ["kill -9 -1", "pkill -9 -f 'sh -s'; sleep 5"])
 async def test_the_agent_can_kill_all_it_sees_and_goes_on_with_its_files(sandbox, command):
     await run(sandbox, "mkdir here && cd here && export A=kept && echo text > file")
     result = await run(sandbox, command)
-    assert result.exit_code is None and not result.timed_out
+    assert result.exit_code is None and not result.timed_out and not result.interrupted
     assert (await run(sandbox, "pwd; echo $A; cat file")).output == "/work/here\nkept\ntext\n"
+
+
+async def test_the_agent_cannot_stop_its_container(sandbox, client):
+    started = client.containers.get(sandbox.name).attrs["State"]["StartedAt"]
+    await run(sandbox, "for signal in TERM KILL STOP; do kill -s $signal 1 $(pgrep -x sleep) -1; done", timeout_s=2)
+    assert (await run(sandbox, "echo here")).output == "here\n"
+    state = client.containers.get(sandbox.name).attrs["State"]
+    assert state["Running"] and state["StartedAt"] == started
 
 
 async def test_a_container_that_was_stopped_is_started_again_by_its_owner_and_by_adoption(factory, sandbox, client):
     await run(sandbox, "export A=kept")
     client.containers.get(sandbox.name).kill()
-    assert (await run(sandbox, "echo $A")).exit_code is None  # sent into the void: not run twice
     assert (await run(sandbox, "echo $A")).output == "kept\n"
     client.containers.get(sandbox.name).kill()
     adopted = await factory.adopt("e")
@@ -117,6 +126,37 @@ async def test_another_process_adopts_the_newest_container_of_an_episode(factory
         [sys.executable, "-c", ADOPT, factory.run], capture_output=True, text=True, timeout=60, check=True
     )
     assert other.stdout.split() == ["new", "kept", "/tmp"]
+
+
+async def test_reap_keeps_the_newest_container_of_an_episode_alone(factory, sandbox, client):
+    newer = await factory.create("e", 2, IMAGE, LIMITS)
+    await factory.create("other", 1, IMAGE, LIMITS)
+    assert await factory.reap(keep={"e"}) == ["other"]
+    assert [container.name for container in containers(client, factory)] == [newer.name]
+    assert (await run(newer, "echo here")).output == "here\n"
+
+
+async def test_a_container_that_cannot_be_started_is_no_hang_to_its_adopter(factory, client):
+    labels = {"klong.run": factory.run, "klong.episode": "e", "klong.epoch": "1"}
+    client.containers.create(IMAGE, ["no-such-program"], labels=labels, network_mode="none")
+    with pytest.raises(InfrastructureFailure, match="restarting.*no-such-program"):
+        await factory.adopt("e")
+
+
+async def test_a_sandbox_whose_shell_the_agent_broke_for_good_is_the_agents_failure(factory, sandbox, client):
+    client.containers.get(sandbox.name).exec_run(["rm", "/usr/bin/base64"], user="root")
+    with pytest.raises(AgentFailure, match="needs timeout, base64"):
+        await factory.adopt("e")
+    assert containers(client, factory) == []
+
+
+async def test_a_snapshot_in_use_stays_until_it_is_not(factory, sandbox):
+    image = await sandbox.snapshot(uuid.uuid4().hex)
+    await sandbox.close()
+    user = await factory.create("user", 1, image, LIMITS)
+    assert await factory.forget_snapshots("e") == 0
+    await user.close()
+    assert await factory.forget_snapshots("e") == 1
 
 
 async def test_creating_the_same_epoch_again_replaces_what_a_lost_creation_left(factory, sandbox, client):
@@ -163,20 +203,15 @@ async def test_a_missing_image_is_named_with_its_remedy(factory, client):
 
 
 async def test_an_unreachable_daemon_is_named_with_its_remedy():
-    factory = DockerSandboxes("test", base_url=NOWHERE)
-    for attempt in (preflight(IMAGE, NOWHERE), factory.create("x", 1, IMAGE, LIMITS), factory.adopt("x")):
-        with pytest.raises(InfrastructureFailure, match=r"(?s)/nowhere/docker.sock.*systemctl start docker") as failure:
-            await attempt
-        assert "\n" not in str(failure.value)
-    await factory.close()
+    async with asyncio.timeout(3):  # at once: nobody is there to start it again
+        with pytest.raises(HostAway, match=r"(?s)/nowhere/docker.sock.*systemctl start docker") as failure:
+            await preflight(IMAGE, NOWHERE)
+    assert "\n" not in str(failure.value)
 
 
 async def test_an_image_that_cannot_work_is_the_tasks_failure_and_leaves_nothing(client):
     factory = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}", workdir="/absent/directory", user="nobody")
-    # Docker makes a missing working directory, as root; the shell can stand in it, and nobody can't write there.
-    sandbox = await factory.create("e", 1, IMAGE, LIMITS)
     with pytest.raises(TaskFailure, match="/absent/directory"):
-        await sandbox.write("x", b"")
-    await sandbox.close()
+        await factory.create("e", 1, IMAGE, LIMITS)
     await factory.close()
     assert containers(client, factory) == []

@@ -5,7 +5,8 @@ import tarfile
 
 import pytest
 
-from sandboxes.shell import pack, supervisor_script
+from sandboxes.shell import pack
+from sandboxes.supervisor import supervisor_script
 
 
 def test_pack_keeps_names_and_bytes():

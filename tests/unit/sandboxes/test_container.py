@@ -3,7 +3,7 @@
 import re
 
 from klong_rl.types import Limits
-from sandboxes.docker import container_name, host_config
+from sandboxes.container import container_name, host_config
 
 LIMITS = Limits(memory_mb=256, cpus=0.5, pids=40, disk_mb=100)
 

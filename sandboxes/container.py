@@ -1,0 +1,163 @@
+"""What is asked of Docker: names, labels, hardening, and the calls that make, find, restart and keep a container.
+
+The main process of a container only sleeps, under Docker's init and a user of its own, so that no signal of the agent's
+reaches either. Hence a container that stopped was stopped from outside; whatever an agent kills, its container and its
+other processes go on. The supervising shells, and through them all commands, enter by exec.
+
+The functions that take an `api` run in `Daemon.call`, which runs them again from the start when the daemon went away in
+the middle; each says why it may be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import docker
+
+from klong_rl.types import Limits
+
+RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
+MAIN_PROCESS = ["sleep", "2147483647"]  # 68 years: not every `sleep` knows `infinity`
+MAIN_USER = "65533:65533"  # nobody's
+SUPERVISOR = ["sh", "-s", "klong-supervisor"]
+SNAPSHOT_REPOSITORY = "klong-snapshot"
+
+
+def container_name(run: str, episode: str, epoch: int) -> str:
+    """Unique per run, episode and epoch, whatever characters they hold; readable where Docker allows.
+
+    >>> container_name("demo", "t3-s1-g4-0", 2)
+    'klong-demo-t3-s1-g4-0-2-99a2500b'
+    """
+    text = f"{run}-{episode}-{epoch}"
+    digest = hashlib.sha256(repr((run, episode, epoch)).encode()).hexdigest()[:8]
+    return f"klong-{re.sub(r'[^A-Za-z0-9_.-]', '_', text)[:80]}-{digest}"
+
+
+def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota: bool) -> dict[str, Any]:
+    """Docker's HostConfig: what the docstring of sandboxes.docker calls hardening."""
+    disk_bytes = limits.disk_mb << 20
+    return {
+        "NetworkMode": network,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Init": True,  # reaps what commands leave behind
+        "Memory": limits.memory_mb << 20,
+        "MemorySwap": limits.memory_mb << 20,  # memory and swap together: so, no swap
+        "NanoCpus": int(limits.cpus * 1e9),
+        "PidsLimit": limits.pids,
+        "Ulimits": [
+            {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "fsize", "Soft": disk_bytes, "Hard": disk_bytes},
+        ],
+        "LogConfig": {"Type": "none"},  # nothing is printed but through execs, and json-file costs 40 ms a start
+        **({"StorageOpt": {"size": f"{limits.disk_mb}m"}} if disk_quota else {}),
+        **({"Runtime": runtime} if runtime else {}),
+    }
+
+
+def container_config(run: str, episode: str, epoch: int, image: str, host: dict[str, Any]) -> dict[str, Any]:
+    """Docker's container Config. Its labels pass to the images committed from it."""
+    return {
+        "Image": image,
+        "Cmd": MAIN_PROCESS,
+        "Entrypoint": [],
+        "User": MAIN_USER,
+        "WorkingDir": "/",  # the agent's own may be closed to others
+        "StopSignal": "SIGKILL",  # there is nothing to say goodbye to
+        "Labels": {RUN_LABEL: run, EPISODE_LABEL: episode, EPOCH_LABEL: str(epoch)},
+        "HostConfig": host,
+    }
+
+
+def create(api: docker.APIClient, name: str, config: dict[str, Any], user: str) -> tuple[str, Any]:
+    """Create and start a container; its id and the socket of a shell of `user`. Nothing is left where that fails.
+
+    May be repeated: nobody knows of the container before this returns, so one with its name is what an earlier call
+    left, and is replaced.
+    """
+    try:
+        made = api.create_container_from_config(config, name)
+    except docker.errors.APIError as error:
+        if error.status_code != 409:
+            raise
+        remove(api, name)
+        made = api.create_container_from_config(config, name)
+    try:
+        api.start(name)
+        return made["Id"], open_shell(api, name, user)
+    except Exception:
+        remove(api, name)
+        raise
+
+
+def open_shell(api: docker.APIClient, name: str, user: str) -> Any:
+    """The socket of a new shell. May be repeated: a shell whose socket is lost reads the end of its input and ends."""
+    made = api.exec_create(name, SUPERVISOR, stdin=True, user=user)
+    return api.exec_start(made["Id"], socket=True)
+
+
+def restart(api: docker.APIClient, name: str, user: str) -> tuple[Any, bool]:
+    """End all processes and start the container again; the socket of a shell, and whether the container had stopped.
+
+    May be repeated: nothing runs yet that a second restart would end.
+    """
+    running = api.inspect_container(name)["State"]["Running"]
+    api.restart(name, timeout=0)
+    return open_shell(api, name, user), not running
+
+
+def rename(api: docker.APIClient, container: str, name: str) -> None:
+    """May be repeated: Docker refuses to give a container the name that it has, so that is looked up first."""
+    if api.inspect_container(container)["Name"] != f"/{name}":
+        api.rename(container, name)
+
+
+def remove(api: docker.APIClient, container: str) -> None:
+    """Kill and remove a container with its volumes. May be repeated: one that is gone, or is being removed, is fine."""
+    try:
+        try:
+            api.remove_container(container, force=True, v=True)
+        except docker.errors.APIError as error:
+            if error.status_code != 409:  # of an earlier call
+                raise
+            api.wait(container, condition="removed")
+    except docker.errors.NotFound:
+        return
+
+
+def commit(api: docker.APIClient, name: str, tag: str) -> str:
+    """The id of an image of the container. May be repeated: the tag moves, and labels find the image without one."""
+    return api.commit(name, repository=SNAPSHOT_REPOSITORY, tag=tag)["Id"]
+
+
+def remove_image(api: docker.APIClient, image: str) -> bool:
+    """Remove an image with its tags; False where a container runs from it, or another image builds on it.
+
+    May be repeated: one that is gone is fine.
+    """
+    try:
+        api.remove_image(image, force=True, noprune=True)  # a parent may be wanted
+    except docker.errors.NotFound:
+        return True
+    except docker.errors.APIError as error:
+        if error.status_code != 409:
+            raise
+        return False
+    return True
+
+
+def children_first(images: list[dict[str, Any]]) -> list[str]:
+    """The ids of images, as `api.images` lists them, in an order in which Docker agrees to remove them.
+
+    >>> children_first([{"Id": "a", "ParentId": "base"}, {"Id": "c", "ParentId": "b"}, {"Id": "b", "ParentId": "a"}])
+    ['c', 'b', 'a']
+    """
+    parent = {image["Id"]: image["ParentId"] for image in images}
+
+    def depth(image: str) -> int:
+        return 1 + depth(parent[image]) if image in parent else 0
+
+    return sorted(parent, key=depth, reverse=True)
