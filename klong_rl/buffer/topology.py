@@ -6,6 +6,7 @@ What failed is looked up anew by the attempt that follows: a host name, the mast
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from redis import exceptions
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 
 from klong_rl.buffer.url import RedisUrl
@@ -54,6 +55,19 @@ class OneServer:
         await self.client.aclose(close_connection_pool=True)
 
 
+class Sentinels(Sentinel):
+    """redis-py's, with an error that people can read."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        try:
+            return await super().discover_master(service_name)
+        except MasterNotFoundError as error:  # it prints every client with all its settings
+            failures = sorted(set(re.findall(r" - (?:\w+:)?(\w+)", str(error))))
+            said = f"asking them failed with {', '.join(failures)}" if failures else "they know none that is well"
+            kind = exceptions.AuthenticationError if failures == ["AuthenticationError"] else exceptions.ConnectionError
+            raise kind(f"no Sentinel names a master of {service_name}: {said}") from None
+
+
 class SentinelMaster(OneServer):
     """`redis+sentinel://`: each new connection asks a Sentinel first; redis-py drops those to a demoted master."""
 
@@ -61,7 +75,7 @@ class SentinelMaster(OneServer):
         settings = _settings(url, reply_s)
         to_sentinels = {name: value for name, value in settings.items() if name.startswith("ssl")} | url.sentinel_login
         timeouts = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S}
-        self._sentinels = Sentinel(url.hosts, sentinel_kwargs=to_sentinels | timeouts | {"retry": settings["retry"]})
+        self._sentinels = Sentinels(url.hosts, sentinel_kwargs=to_sentinels | timeouts | {"retry": settings["retry"]})
         self.client = self._sentinels.master_for(url.service, **settings)
 
     async def close(self) -> None:

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import redis
 
@@ -29,8 +28,9 @@ from klong_rl.buffer import (
     Unknown,
     WrongState,
 )
-from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window
+from klong_rl.types import Outcome, Verdict
 from klong_rl.wire import encode
+from tests.episodes import judged, segment, spec, window
 
 pytestmark = pytest.mark.integration
 
@@ -64,42 +64,6 @@ def redis_server(folder: Path, *settings: str) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-def spec(group: str, i: int = 0, size: int = 1, purpose: str = "train") -> EpisodeSpec:
-    task = Task(id="relay/train/0", family="relay", instruction="Follow.", image="none", files={"a": b"\x00\xff"})
-    return EpisodeSpec(
-        id=f"{group}-{i}", group=group, group_size=size, stage=2, purpose=purpose, task=task, timeout_s=9.0, max_turns=4
-    )
-
-
-def segment(episode: str, seq: int, observation_tokens: int = 3) -> Segment:
-    turn = Turn(
-        index=seq, context_start=0, action_A=np.arange(5, dtype=np.int32), logprobs_A=np.full(5, -0.25, np.float32),
-        versions=((0, 2), (1, 3)), observation_O=np.arange(observation_tokens, dtype=np.int32),
-        command="ls", exit_code=0, seconds=0.5,
-    )  # fmt: skip
-    prefix = np.arange(7, dtype=np.int32) if seq == 0 else None
-    return Segment(episode=episode, epoch=1, seq=seq, turns=(turn,), prefix_P=prefix)
-
-
-def window(group: str, i: int, version: int = 0) -> Window:
-    return Window(
-        id=f"{group}/w{i}", episode=f"{group}-0", group=group, stage=2, tokens_T=np.arange(4 + i, dtype=np.int32),
-        targets_T=np.r_[0, 1, 1, 0, [0] * i].astype(np.uint8), logprobs_T=np.zeros(4 + i, np.float32),
-        versions=((version, 1), (version + 1, 1)), advantage=0.5, score=1.0,
-    )  # fmt: skip
-
-
-async def judged(buffer: Buffer, *specs: EpisodeSpec, score: float = 1.0) -> None:
-    """Takes these episodes all the way to a verdict; nothing else may be queued."""
-    for one in specs:
-        await buffer.admit(one)
-    for _ in specs:
-        claim = await buffer.claim("actor")
-        await buffer.append(claim.spec.id, claim.epoch, segment(claim.spec.id, 0))
-        await buffer.seal(claim.spec.id, claim.epoch, Outcome(kind="submitted"))
-        await buffer.verdict(claim.spec.id, claim.epoch, Verdict(score=score, evidence={"judge": "tests"}))
 
 
 async def test_an_episode_from_admission_to_consumption(buffer: Buffer) -> None:
