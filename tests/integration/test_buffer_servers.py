@@ -42,9 +42,10 @@ async def append_across(address: BufferAddress, fail: Callable[[], None]) -> tup
 
     What is lost is written again, as its holder would, so whatever is there must be whole and in order.
     """
-    async with await Buffer.connect(address) as buffer:
+    async with await Buffer.connect(address) as buffer, await Buffer.connect(address) as onlooker:
         await buffer.admit(spec("g"))
         await buffer.claim("actor")
+        await onlooker.segments("g-0")
         seq = lost = 0
         failed_at = None
         while failed_at is None or time.monotonic() < failed_at + 1.0:
@@ -60,6 +61,7 @@ async def append_across(address: BufferAddress, fail: Callable[[], None]) -> tup
                 failed_at, seq = time.monotonic(), seq + 1
         found = await buffer.segments("g-0")
         assert [s.seq for s in found] == list(range(seq))
+        assert len(await onlooker.segments("g-0")) == seq  # one that only reads finds the new server too
         return seq, lost
 
 
