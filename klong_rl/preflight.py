@@ -109,9 +109,10 @@ def check_same_configuration(run_dir: Path, config: Mapping[str, Any], keys: Seq
 
 
 def save_configuration(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Bind the run directory to `config`, once it is known to work."""
+    """Bind the run directory to `config`, once it is known to work. `buffer.url` may hold a password: for its owner."""
     path = run_dir / CONFIG_FILE
     partial = path.with_suffix(".json.new")
+    partial.touch(mode=0o600)
     partial.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(partial, path)
 

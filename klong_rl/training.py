@@ -21,18 +21,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from klong_rl.admission import Admission
 from klong_rl.agreement import Gap, measure_gap
 from klong_rl.blocking import in_thread
-from klong_rl.buffer import Buffer, Full, Result, WindowRef
+from klong_rl.buffer import Buffer, Result, WindowRef
 from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig, StageConfig
 from klong_rl.fleet import Fleet
 from klong_rl.monitor.metrics import StepMetrics
 from klong_rl.schedule import evaluation, evaluation_prefix, groups_to_admit, training_group
-from klong_rl.seldom import Seldom
 from klong_rl.tasks.base import TaskFamily
-from klong_rl.types import EpisodeSpec
 
 T = TypeVar("T")
 
@@ -74,7 +73,7 @@ class Training:
         self._warn = warn
         self._groups: list[str] = []  # of this stage: admitted, perhaps leased since
         self._next_index = 0
-        self._full = Seldom()
+        self._admission = Admission(buffer, warn)
         self._began = time.monotonic() - state.wall_s
 
     async def run(self) -> None:
@@ -173,23 +172,12 @@ class Training:
         steps_left = stage.steps - self.state.stage_step
         while groups_to_admit(len(self._groups), steps_left, rollout.groups_per_step, rollout.max_staleness) > 0:
             specs = training_group(self.family, number, stage, self._next_index, rollout.group_size)
-            if not await self._admit_all(specs):
+            if not await self._admission.admit(specs):
                 return  # this group comes again: one that lacks a member would never be complete
             self._next_index += 1
             # A group of an earlier launch may be used up already: the buffer knows.
             if (await self.buffer.group_states([specs[0].group])).get(specs[0].group) in OUTSTANDING:
                 self._groups.append(specs[0].group)
-
-    async def _admit_all(self, specs: list[EpisodeSpec]) -> bool:
-        """False if the buffer is too full for all of them. Those it took are known to it when they come again."""
-        try:
-            for spec in specs:
-                await self.buffer.admit(spec)
-        except Full as full:
-            if self._full.due():
-                self._warn(f"no new episodes for now: {full}")
-            return False
-        return True
 
     async def _publish(self) -> None:
         """The learner's weights become the next policy version, in every engine."""
@@ -240,7 +228,7 @@ class Training:
         for tag, number in wanted:
             # Versions are never used twice, so neither is the name of an evaluation.
             specs = evaluation(self.family, self._tag(tag), number, self._stage(number), episodes)
-            while not await self._admit_all(specs):
+            while not await self._admission.admit(specs):
                 self._wait_on(until, f"evaluation {tag} of stage {number} was not admitted, the buffer being full,")
                 await asyncio.sleep(LOOK_S)
         for tag, number in wanted:

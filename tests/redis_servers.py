@@ -148,6 +148,12 @@ def cluster(folder: Path, masters: int = 3, replicas: int = 0, *settings: str) -
         yield nodes
 
 
+def holds(node: Server, key: str) -> bool:
+    """Whether the key's slot is this master's."""
+    slot, mine = node.ask("CLUSTER", "KEYSLOT", key), node.ask("CLUSTER", "MYID")
+    return any(low <= slot <= high and master[2] == mine for low, high, master, *_ in node.ask("CLUSTER", "SLOTS"))
+
+
 def _in_sync(replica: Server) -> bool:
     return replica.ask("INFO", "replication")["master_link_status"] == "up"
 

@@ -112,12 +112,6 @@ class Buffer(Reader):
         spec, epoch, *extended = answer
         return Claim(limited(decode(spec, EpisodeSpec), limits_of(extended)), epoch)
 
-    async def _need_room(self, what: str) -> None:
-        if self._mark.look_is_due():
-            self._mark.saw(*await self.memory())
-        if reason := self._mark.reason_to_wait():
-            raise Full(f"{what}: Redis at {self._redis.where} {reason}")
-
     async def intend(self, episode: str, epoch: int, seq: int, turn: Turn) -> None:
         """The write-ahead of an action: its turn as sampled, before its command runs, to be segment `seq`.
 
@@ -266,3 +260,9 @@ class Buffer(Reader):
     async def forget(self, group: str) -> bool:
         """Deletes a consumed group's episodes and windows; False if done before. Its episodes stay known to `admit`."""
         return bool((await self._redis.transition("forget", group))[0])
+
+    async def _need_room(self, what: str) -> None:
+        if self._mark.look_is_due():
+            self._mark.saw(*await self.memory())
+        if reason := self._mark.reason_to_wait():
+            raise Full(f"{what}: Redis at {self._redis.where} {reason}")

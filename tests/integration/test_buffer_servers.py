@@ -66,7 +66,8 @@ async def append_across(address: BufferAddress, fail: Callable[[], None]) -> tup
 
 
 async def test_an_acl_user_with_the_rights_in_the_docs(tmp_path: Path) -> None:
-    assert ACL in Path("docs/buffer.md").read_text() and ACL_OF_A_CLUSTER in Path("docs/buffer.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "buffer.md").read_text()
+    assert f"{ACL}\n" in page and f"{ACL_OF_A_CLUSTER}\n" in page
     with servers.server(tmp_path) as server:
         server.ask("ACL", "SETUSER", "klong", "reset", "on", ">p@ss/w:rd", *ACL.split())
         url = f"redis://klong:p%40ss%2Fw%3Ard@127.0.0.1:{server.port}"
@@ -204,7 +205,7 @@ async def test_a_cluster_and_the_fail_over_of_the_node_that_holds_the_run(tmp_pa
     with servers.cluster(tmp_path, 3, 3) as nodes:
         for node in nodes:
             node.ask("ACL", "SETUSER", "klong", "on", ">secret", *ACL_OF_A_CLUSTER.split())
-        holder = next(n for n in nodes[:3] if _holds(n, "klong:{run}:"))
+        holder = next(n for n in nodes[:3] if servers.holds(n, "klong:{run}:"))
         seeds = ",".join(f"127.0.0.1:{node.port}" for node in nodes[:2])
         address = BufferAddress(f"redis+cluster://klong:secret@{seeds}", "run", deadline_s=servers.DEADLINE_S)
         for run in ("a", "b", "c", "d"):
@@ -216,8 +217,3 @@ async def test_a_cluster_and_the_fail_over_of_the_node_that_holds_the_run(tmp_pa
         with pytest.raises(Unavailable, match="node of a Cluster .*redis.cluster://"):
             other = next(n for n in nodes[:3] if n is not holder)
             await use(f"redis://klong:secret@127.0.0.1:{other.port}")
-
-
-def _holds(node: servers.Server, key: str) -> bool:
-    slot, mine = node.ask("CLUSTER", "KEYSLOT", key), node.ask("CLUSTER", "MYID")
-    return any(low <= slot <= high and master[2] == mine for low, high, master, *_ in node.ask("CLUSTER", "SLOTS"))

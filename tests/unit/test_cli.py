@@ -30,6 +30,14 @@ def test_every_choice_under_conf_composes():
         load_config(override.split())
 
 
+def test_a_url_of_several_hosts_is_quoted_and_may_come_from_the_environment(monkeypatch):
+    url = "rediss+cluster://ann:p%40ss@a:7000,b:7000?ssl_ca_certs=/ca.pem"
+    monkeypatch.setenv("KLONG_REDIS_URL", url)
+    for override in (f"buffer.url='{url}'", "buffer.url=${oc.env:KLONG_REDIS_URL}"):
+        config, _ = load_config([override])
+        assert config.buffer.url == url
+
+
 def test_a_stage_is_where_to_enter_and_no_setting():
     config, stage = load_config(["+stage=3", "seed=2"])
     assert (stage, config.seed, config.name) == (3, 2, "nano-seed2")
@@ -49,6 +57,10 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["actors.count=many"], ["actors.count=many", "Integer"]),
         (["actors.count=0"], ["actors.count=0", "1 or more"]),
         (["rollout.group_size=1"], ["rollout.group_size=1", "2 or more"]),
+        (["buffer.url=redis+sentinel://h"], ["buffer.url=redis+sentinel://h names no service", "/SERVICE"]),
+        (["buffer.fsync=never"], ["buffer.fsync=never", "everysec or always"]),
+        (["buffer.memory_mb=1"], ["buffer.memory_mb=1", "16 or more"]),
+        (["buffer.deadline_s=0"], ["buffer.deadline_s=0", "above 0"]),
         (["sandbox.kind=vm"], ["sandbox.kind=vm", "docker or process"]),
         (["window.max_tokens=4096"], ["window.max_tokens=4096", "engine.max_model_len"]),
         (["curriculum=[{steps:1}]"], ["curriculum=[{steps:1}]", "allowed: nano"]),

@@ -91,6 +91,7 @@ def test_the_same_configuration_resumes_and_what_does_not_matter_may_change(tmp_
     preflight.check_same_configuration(tmp_path, CONFIG)
     preflight.check_same_configuration(tmp_path, CONFIG | {"actors": {"count": 9}})
     assert json.loads((tmp_path / preflight.CONFIG_FILE).read_text()) == CONFIG
+    assert (tmp_path / preflight.CONFIG_FILE).stat().st_mode & 0o077 == 0, "buffer.url may hold a password"
 
 
 @pytest.mark.parametrize(
