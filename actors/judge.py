@@ -1,6 +1,6 @@
 """A judge actor: scores finished episodes in the sandboxes they left behind, and closes complete groups.
 
-    sealed ──▶ adopt its sandbox ──▶ reward ──▶ verdict ──▶ remove the sandbox
+    sealed ──▶ adopt its sandbox ──▶ reward ──▶ verdict ──▶ remove the sandbox, which no one needs from here on
     group complete ──▶ split into windows, advantages ──▶ windows ready, all at once
 
 A group that waits to be closed goes before an episode that waits to be judged: it unblocks the learner.
@@ -18,7 +18,7 @@ import msgspec
 from hydra.utils import instantiate
 
 from actors.crew import Crew
-from actors.retry import drop, give_back, remove
+from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
 from klong_rl import advantages
@@ -82,36 +82,36 @@ class JudgeActor:
 
     async def _judge(self, job: ToJudge) -> None:
         episode, epoch = job.spec.id, job.epoch
+        sandboxes, most = self._sandboxes, self._config.agent.max_attempts
+        sandbox = None
         try:
+            limit_s = self._config.judge.grading_timeout_s
             try:
-                async with asyncio.timeout(self._config.judge.grading_timeout_s):
-                    verdict = await self._score(job)
+                async with asyncio.timeout(limit_s):
+                    sandbox = await sandboxes.adopt(episode)
+                    verdict = await self._score(job, sandbox)
             except TimeoutError as error:
-                limit_s = self._config.judge.grading_timeout_s
                 raise InfrastructureFailure(f"grading took over judge.grading_timeout_s={limit_s:g}") from error
+            except AgentFailure as failure:
+                verdict = Verdict(score=0.0, evidence={"agent_failure": str(failure)})
             await self._buffer.verdict(episode, epoch, verdict)
+            await clear(sandboxes, episode, sandbox)
         except (StaleEpoch, Unknown) as stale:  # unknown: judged elsewhere and archived since
             log.warning("episode %s was taken back while it was judged: %s", episode, stale)
         except TaskFailure as failure:
             log.warning("task %s is dropped: %s", job.spec.task.id, failure)
-            await drop(self._buffer, episode, epoch, "task: can't be scored")
+            await drop(self._buffer, sandboxes, episode, epoch, "task: can't be scored")
         except InfrastructureFailure as failure:
             log.warning("episode %s could not be judged: %s", episode, failure)
-            await give_back(self._buffer, episode, epoch, "not judged", self._config.agent.max_attempts)
-
-    async def _score(self, job: ToJudge) -> Verdict:
-        """The verdict on an episode; its sandbox is removed, whatever comes of it."""
-        sandbox = None
-        try:
-            sandbox = await self._sandboxes.adopt(job.spec.id)
-            if sandbox is None:
-                raise InfrastructureFailure(f"the sandbox of episode {job.spec.id} is gone")
-            return await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
-        except AgentFailure as failure:
-            return Verdict(score=0.0, evidence={"agent_failure": str(failure)})
+            await give_back(self._buffer, sandboxes, episode, epoch, "not judged", most)
         finally:
             if sandbox is not None:
-                await remove(sandbox)
+                await sandbox.release()
+
+    async def _score(self, job: ToJudge, sandbox: Any) -> Verdict:
+        if sandbox is None:
+            raise InfrastructureFailure(f"the sandbox of episode {job.spec.id} is gone")
+        return await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
 
 
 def windows_of(members: list[Member]) -> list[Window]:

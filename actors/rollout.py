@@ -1,9 +1,14 @@
 """A rollout actor: one vLLM engine, many sandboxes, many episodes at once.
 
-    claim ──▶ sandbox ──▶ agent: turn ─append▶ turn ─append▶ ... ──▶ seal      the judge takes the sandbox from there
-      │                     │
-      │                     └ infrastructure failure: requeue (dropped after `agent.max_attempts`), rest a while
+    claim ──▶ take over ──▶ agent: turn ─append▶ turn ─append▶ ... ──▶ seal    the judge takes the sandbox from there
+      │        │ (its own      │
+      │        │  sandbox, a   └ infrastructure failure: requeue (dropped after `agent.max_attempts`), rest a while
+      │        │  snapshot, or
+      │        └  a new one)
       └ nothing queued: look again
+
+A sandbox is removed when its episode is final, and not before: whoever claims the episode next goes on in it. Only a
+stop takes sandboxes away, and keeps a snapshot of each.
 
 Waits: for a claim (an empty queue is normal, looked at each IDLE_S), for the sandbox and the engine (deadlines of their
 own). Whatever else goes wrong ends the actor, and Ray tells the driver.
@@ -20,14 +25,15 @@ from typing import Any
 from actors.agent import Agent
 from actors.crew import Crew
 from actors.engine import Engine, EngineBroken
-from actors.retry import drop, give_back, remove
+from actors.journal import BufferJournal
+from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
+from actors.takeover import Begun, take_over
 from actors.warned import KeptWarnings
 from klong_rl.buffer import Buffer, Claim, Full, StaleEpoch
 from klong_rl.chat import ChatFormat
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.seldom import Seldom
-from klong_rl.types import Outcome, Segment, Turn
 from klong_rl.windows import ContextRule
 
 log = logging.getLogger(__name__)
@@ -44,6 +50,7 @@ class RolloutActor:
         self._config = settings.config
         self._name, self._index = name, index
         self._failures_in_a_row = 0
+        self._stopping = False
         self._warnings = KeptWarnings()
         self._full = Seldom()
         self._cleanup = AsyncExitStack()
@@ -85,8 +92,10 @@ class RolloutActor:
         }
 
     async def stop(self) -> None:
-        """Give running episodes back, remove their sandboxes, end the engine."""
+        """Keep a snapshot of each running episode, give them all back, end the engine."""
+        self._stopping = True
         await self._crew.stop()
+        await self._buffer.abandon(self._name, "its actor was stopped")
         await self._cleanup.aclose()
 
     async def _claim(self) -> Claim | None:
@@ -107,10 +116,11 @@ class RolloutActor:
             log.warning("episode %s goes on elsewhere: %s", episode, stale)
         except TaskFailure as failure:
             log.warning("task %s is dropped: %s", claim.spec.task.id, failure)
-            await drop(self._buffer, episode, epoch, "task: can't be set up")
+            await drop(self._buffer, self._sandboxes, episode, epoch, "task: can't be set up")
         except InfrastructureFailure as failure:
             log.warning("episode %s, attempt %d: %s", episode, epoch, failure)
-            await give_back(self._buffer, episode, epoch, type(failure).__name__, self._config.agent.max_attempts)
+            reason, most = type(failure).__name__, self._config.agent.max_attempts
+            await give_back(self._buffer, self._sandboxes, episode, epoch, reason, most)
             if isinstance(failure, EngineBroken):
                 raise
             # The slot rests, longer each time in a row, so that what is broken doesn't eat up the queue.
@@ -118,49 +128,46 @@ class RolloutActor:
             await asyncio.sleep(min(REST_AT_MOST_S, REST_S * 2**self._failures_in_a_row))
 
     async def _play(self, claim: Claim) -> None:
-        """Set up, act, seal; the sandbox is left for the judge, or removed if it doesn't come to that."""
-        await self._buffer.rewind(claim.spec.id, claim.epoch, 0, "starts again")
-        sandbox = await self._set_up(claim)
+        """Take over, act, seal; the sandbox is left for whoever has the episode next."""
+        begun = await self._begin(claim)
+        episode, sandbox = claim.spec.id, begun.sandbox
+        prefix_P = self._agent.prefix(claim.spec)
+        every_s = self._config.sandbox.snapshot_every_s
+        journal = BufferJournal(self._buffer, claim, prefix_P, sandbox, len(begun.turns), every_s)
         try:
-            outcome = await self._act(claim, sandbox)
-            await self._buffer.seal(claim.spec.id, claim.epoch, outcome)
-        except BaseException:
-            await remove(sandbox)
+            outcome = begun.outcome or await self._agent.run(
+                claim.spec, prefix_P, sandbox, journal, begun.turns, begun.intended
+            )
+            await self._buffer.seal(episode, claim.epoch, outcome)
+        except StaleEpoch as stale:
+            if stale.state == "dropped":
+                await clear(self._sandboxes, episode, sandbox)
             raise
-        await sandbox.release()
+        except asyncio.CancelledError:
+            if self._stopping:
+                await self._park(episode, journal)
+            raise
+        finally:
+            await sandbox.release()
 
-    async def _set_up(self, claim: Claim) -> Any:
-        """A sandbox with the task's files, within `sandbox.setup_timeout_s`."""
-        task, limit_s, sandbox = claim.spec.task, self._config.sandbox.setup_timeout_s, None
+    async def _begin(self, claim: Claim) -> Begun:
+        """The sandbox of the episode and its turns so far, within `sandbox.setup_timeout_s`."""
+        limit_s = self._config.sandbox.setup_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                sandbox = await self._sandboxes.create(claim.spec.id, claim.epoch, task.image, task.limits)
-                await sandbox.write_many(task.files)
-                return sandbox
-        except BaseException as error:
-            if sandbox is not None:
-                await remove(sandbox)
-            if isinstance(error, TimeoutError):
-                raise InfrastructureFailure(f"no sandbox within sandbox.setup_timeout_s={limit_s:g}") from error
-            if isinstance(error, AgentFailure):  # no agent has acted yet
-                raise InfrastructureFailure(f"the sandbox broke as it was set up: {error}") from error
-            raise
-
-    async def _act(self, claim: Claim, sandbox) -> Outcome:
-        """Run the agent, each turn a segment in the buffer before the next one begins."""
-        prefix_P = self._agent.prefix(claim.spec)
-
-        async def stream(turn: Turn) -> None:
-            segment = Segment(
-                episode=claim.spec.id,
-                epoch=claim.epoch,
-                seq=turn.index,
-                turns=(turn,),
-                prefix_P=prefix_P if turn.index == 0 else None,
-            )
-            await self._buffer.append(claim.spec.id, claim.epoch, segment)
-
-        try:
-            return await self._agent.run(claim.spec, prefix_P, sandbox, stream)
+                return await take_over(self._buffer, self._sandboxes, claim)
+        except TimeoutError as error:
+            raise InfrastructureFailure(f"no sandbox within sandbox.setup_timeout_s={limit_s:g}") from error
         except AgentFailure as failure:
-            return Outcome(kind="broken", detail=str(failure))
+            # No agent has acted in a sandbox that is being made.
+            raise InfrastructureFailure(f"the sandbox broke as it was set up: {failure}") from failure
+
+    async def _park(self, episode: str, journal: BufferJournal) -> None:
+        """Keep the files of a running episode in a snapshot, and remove its sandbox."""
+        try:
+            sandbox = await self._sandboxes.adopt(episode)  # which ends the command that runs
+            if sandbox is not None:
+                await journal.snapshot(sandbox)
+                await sandbox.close()
+        except (InfrastructureFailure, AgentFailure, StaleEpoch) as failure:
+            log.warning("episode %s is stopped without a new snapshot: %s", episode, failure)

@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 from actors.agent import Agent
+from actors.journal import MemoryJournal
 from actors.scripted import ScriptedEngine
 from klong_rl.chat import ChatFormat
 from klong_rl.cold_start import Demonstrations, corpus
@@ -18,7 +19,7 @@ from klong_rl.models.nano import train_tokenizer
 from klong_rl.rewards.answer import digits_in_place
 from klong_rl.rewards.base import FinishedEpisode
 from klong_rl.tasks.relay import RelayDemonstrator, RelayTasks
-from klong_rl.types import EpisodeSpec, Task, Turn, Window
+from klong_rl.types import EpisodeSpec, Task, Window
 from klong_rl.windows import ContextRule, split
 from sandboxes.docker import DockerSandboxes
 
@@ -72,13 +73,9 @@ async def lived(chat: ChatFormat, task: Task, script: list[str], sandbox) -> tup
     )
     await sandbox.write_many(task.files)
     agent = Agent(CONFIG, RULE, chat, ScriptedEngine(chat, script))
-    turns: list[Turn] = []
-
-    async def stream(turn: Turn) -> None:
-        turns.append(turn)
-
-    outcome = await agent.run(spec, agent.prefix(spec), sandbox, stream)
-    return split(spec, agent.prefix(spec), turns), FinishedEpisode(spec, outcome)
+    journal = MemoryJournal()
+    outcome = await agent.run(spec, agent.prefix(spec), sandbox, journal)
+    return split(spec, agent.prefix(spec), journal.turns), FinishedEpisode(spec, outcome)
 
 
 def tokens(windows: list[Window]) -> list[tuple[list[int], list[int]]]:

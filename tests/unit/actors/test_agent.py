@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from actors.agent import Agent
+from actors.journal import MemoryJournal
 from actors.scripted import ScriptedEngine
+from klong_rl import chain
+from klong_rl.buffer import EpisodeLimits
 from klong_rl.config import AgentConfig
 from klong_rl.types import EpisodeSpec, Limits, Task, Turn
 from klong_rl.windows import ContextRule, context_start, split
@@ -33,6 +36,21 @@ async def sandbox(tmp_path):
     await factory.close()
 
 
+class WatchedJournal(MemoryJournal):
+    """Sees to it that each turn is here before the next one begins, and its action before its command runs."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        super().__init__()
+        self.engine = engine
+        self.limits = None  # that the next append answers
+
+    async def append(self, turn: Turn):
+        assert len(self.engine.contexts) <= len(self.turns) + 1
+        await super().append(turn)
+        self.engine.version += 1
+        return self.limits
+
+
 class Episode:
     """One run of the agent and all that came of it."""
 
@@ -40,16 +58,15 @@ class Episode:
         self.engine = ScriptedEngine(chat, script, pause_s)
         self.agent = Agent(config, rule, chat, self.engine)
         self.sandbox = sandbox
-        self.turns: list[Turn] = []
+        self.journal = WatchedJournal(self.engine)
 
-    async def run(self, spec: EpisodeSpec):
+    @property
+    def turns(self) -> list[Turn]:
+        return self.journal.turns
+
+    async def run(self, spec: EpisodeSpec, turns=(), intended=None):
         self.spec, self.prefix_P = spec, self.agent.prefix(spec)
-        return await self.agent.run(spec, self.prefix_P, self.sandbox, self._stream)
-
-    async def _stream(self, turn: Turn) -> None:
-        assert len(self.engine.contexts) == turn.index + 1, "a turn is streamed before the next one begins"
-        self.turns.append(turn)
-        self.engine.version += 1
+        return await self.agent.run(spec, self.prefix_P, self.sandbox, self.journal, turns, intended)
 
     def sampled(self) -> list[list[int]]:
         return [context.tolist() for context in self.engine.contexts]
@@ -174,13 +191,88 @@ async def test_a_turn_that_fits_in_no_context_ends_the_episode_and_is_kept(chat,
 async def test_a_turn_that_cannot_be_streamed_ends_the_run_there(chat, sandbox):
     engine = ScriptedEngine(chat, [f"echo a{END}", f"echo b{END}"])
 
-    async def refuse(turn: Turn) -> None:
-        raise ConnectionError("the buffer is gone")
+    class Refusing(MemoryJournal):
+        async def append(self, turn: Turn) -> None:
+            raise ConnectionError("the buffer is gone")
 
     agent = Agent(CONFIG, RULE, chat, engine)
     with pytest.raises(ConnectionError):
-        await agent.run(spec(), agent.prefix(spec()), sandbox, refuse)
+        await agent.run(spec(), agent.prefix(spec()), sandbox, Refusing())
     assert len(engine.contexts) == 1
+
+
+async def test_a_command_runs_only_after_its_action_was_written_ahead(chat, sandbox):
+    class Refusing(MemoryJournal):
+        async def intend(self, turn: Turn) -> None:
+            raise ConnectionError("the buffer is gone")
+
+    agent = Agent(CONFIG, RULE, chat, ScriptedEngine(chat, [f"echo a > file{END}"]))
+    with pytest.raises(ConnectionError):
+        await agent.run(spec(), agent.prefix(spec()), sandbox, Refusing())
+    with pytest.raises(FileNotFoundError):
+        await sandbox.read("file")
+
+
+async def test_every_turn_carries_the_chain_of_what_the_engine_was_given(chat, sandbox):
+    episode = Episode(chat, [*(f"echo {number} cedar olive palm{END}" for number in range(9)), f"submit{END}"], sandbox)
+    await episode.run(spec())
+    assert chain.check("e", episode.prefix_P, episode.turns) == episode.turns[-1].chain
+    previous = b""
+    for turn, given in zip(episode.turns, episode.engine.contexts, strict=True):
+        previous = chain.link(previous, given, turn.action_A)
+        assert turn.chain == previous
+
+
+async def test_an_episode_that_another_holder_began_goes_on_as_if_nothing_had_happened(chat, sandbox):
+    script = [*(f"echo {number} cedar olive palm >> log; tail -n 1 log{END}" for number in range(8)), f"submit{END}"]
+    whole = Episode(chat, script, sandbox)
+    await whole.run(spec())
+    await sandbox.exec("head -n 5 log > some; mv some log", timeout_s=5)
+    second = Episode(chat, script[5:], sandbox)
+    assert (await second.run(spec(), turns=whole.turns[:5])).kind == "submitted"
+    assert second.sampled() == whole.sampled()[5:]
+    assert [turn.chain for turn in second.turns] == [turn.chain for turn in whole.turns[5:]]
+    assert (await sandbox.read("log")).count(b"\n") == 8
+
+
+async def test_an_intended_command_is_reported_as_interrupted_and_not_run(chat, sandbox):
+    first = Episode(chat, [f"echo a{END}", f"echo b >> file{END}", f"submit{END}"], sandbox)
+    await first.run(spec())
+    turns, intended = first.turns[:1], first.journal.intended[1]
+    assert (await sandbox.read("file")) == b"b\n"
+    second = Episode(chat, [f"submit{END}"], sandbox)
+    assert (await second.run(spec(), turns, intended)).kind == "submitted"
+    interrupted = second.turns[0]
+    assert interrupted.interrupted and interrupted.exit_code is None
+    assert "interrupted: contact was lost" in chat.text(interrupted.observation_O)
+    assert interrupted.action_A.tolist() == intended.action_A.tolist() and interrupted.chain == intended.chain
+    assert (await sandbox.read("file")) == b"b\n", "run once"
+    chain.check("e", second.prefix_P, [*turns, *second.turns])
+
+
+async def test_an_intended_submit_is_a_submit(chat, sandbox):
+    first = Episode(chat, [f"echo a{END}", f"submit{END}"], sandbox)
+    await first.run(spec())
+    second = Episode(chat, [], sandbox)
+    assert (await second.run(spec(), first.turns[:1], first.journal.intended[1])).kind == "submitted"
+    assert [(turn.command, turn.interrupted) for turn in second.turns] == [("submit", False)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind"), [({}, "submitted"), ({"max_turns": 2}, "turn_limit"), ({"timeout_s": 0.001}, "timeout")]
+)
+async def test_what_had_ended_before_its_holder_died_ends_at_once(chat, sandbox, limits, kind):
+    first = Episode(chat, [f"echo a{END}", f"submit{END}" if kind == "submitted" else f"sleep 0.01{END}"], sandbox)
+    await first.run(spec(max_turns=2))
+    second = Episode(chat, [], sandbox)
+    assert (await second.run(spec(**limits), first.turns)).kind == kind
+    assert second.engine.contexts == []
+
+
+async def test_an_extended_episode_goes_on(chat, sandbox):
+    episode = Episode(chat, [*(f"echo {number}{END}" for number in range(3)), f"submit{END}"], sandbox)
+    episode.journal.limits = EpisodeLimits(timeout_s=60.0, max_turns=9)
+    assert (await episode.run(spec(max_turns=1))).kind == "submitted"
 
 
 async def test_cancelling_an_episode_aborts_its_request(chat, sandbox):

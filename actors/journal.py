@@ -1,0 +1,92 @@
+"""Where an episode's turns go as they happen: the write-ahead of each action, then the turn.
+
+    intend(turn) ──▶ the command runs ──▶ append(turn with its observation)
+                        │ whoever ran it dies
+                        └─▶ the next holder finds the intended turn and appends it as interrupted (actors.takeover)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Protocol
+
+import numpy as np
+
+from klong_rl.buffer import Buffer, Claim, EpisodeLimits
+from klong_rl.failures import InfrastructureFailure
+from klong_rl.types import Segment, Turn
+
+log = logging.getLogger(__name__)
+
+
+class Journal(Protocol):
+    """What the agent tells of an episode. When a call returns, a crash of the caller no longer loses it."""
+
+    async def intend(self, turn: Turn) -> None:
+        """The action of `turn` is sampled; its command has not run."""
+
+    async def append(self, turn: Turn) -> EpisodeLimits | None:
+        """`turn` is finished. Answers the episode's limits if they were extended."""
+
+
+class MemoryJournal:
+    """Turns in a list: for an episode that needs to survive nothing."""
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.intended: list[Turn] = []
+
+    async def intend(self, turn: Turn) -> None:
+        self.intended.append(turn)
+
+    async def append(self, turn: Turn) -> EpisodeLimits | None:
+        self.turns.append(turn)
+        return None
+
+
+class BufferJournal:
+    """Each turn a segment in the buffer; now and then a snapshot of the sandbox beside it.
+
+    `snapshot_every_s` counts wall-clock seconds between two snapshots; 0 takes none.
+    """
+
+    def __init__(
+        self, buffer: Buffer, claim: Claim, prefix_P: np.ndarray, sandbox: Any, n_turns: int, snapshot_every_s: float
+    ) -> None:
+        self._buffer = buffer
+        self._episode, self._epoch = claim.spec.id, claim.epoch
+        self._prefix_P = prefix_P
+        self._sandbox = sandbox
+        self._snapshot_every_s = snapshot_every_s
+        self._snapshot_taken = time.monotonic()
+        self.n_segments = n_turns
+
+    async def intend(self, turn: Turn) -> None:
+        await self._buffer.intend(self._episode, self._epoch, turn.index, turn)
+
+    async def append(self, turn: Turn) -> EpisodeLimits | None:
+        segment = Segment(
+            episode=self._episode,
+            epoch=self._epoch,
+            seq=turn.index,
+            turns=(turn,),
+            prefix_P=self._prefix_P if turn.index == 0 else None,
+        )
+        limits = await self._buffer.append(self._episode, self._epoch, segment)
+        self.n_segments = turn.index + 1
+        if self._snapshot_every_s and time.monotonic() - self._snapshot_taken >= self._snapshot_every_s:
+            await self._try_snapshot()
+        return limits
+
+    async def snapshot(self, sandbox: Any) -> None:
+        """Keep `sandbox` as it is after the turns so far. Raises InfrastructureFailure, StaleEpoch."""
+        image = await sandbox.snapshot(f"{self._epoch}-{self.n_segments}")
+        await self._buffer.keep_snapshot(self._episode, self._epoch, self.n_segments, image)
+
+    async def _try_snapshot(self) -> None:
+        self._snapshot_taken = time.monotonic()
+        try:
+            await self.snapshot(self._sandbox)
+        except InfrastructureFailure as failure:
+            log.warning("episode %s goes on without a new snapshot: %s", self._episode, failure)

@@ -1,0 +1,111 @@
+"""Where a claimed episode begins: at its prompt, or where its last holder left it.
+
+    what the buffer holds          its sandbox is there      only a snapshot is         neither
+    nothing                        remove it, set up         (never the case)           set up
+    segments                       adopt, go on              restore it, rewind to it   rewind to 0, set up
+    segments, an intended action   adopt, "interrupted"      as far as it goes          rewind to 0, set up
+    an outcome (not judged)        adopt, seal again         restore it, act on         rewind to 0, set up
+
+Nothing sampled is dropped but by a rewind, which counts it with the reason. A command is never run a second time:
+whoever finds an intended action doesn't know how far it came, and tells the agent so.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from klong_rl import chain
+from klong_rl.buffer import Buffer, Claim, Progress, Snapshot
+from klong_rl.failures import AgentFailure
+from klong_rl.types import EpisodeSpec, Outcome, Turn
+
+log = logging.getLogger(__name__)
+
+GONE, RESTORED, BROKEN = "sandbox gone", "sandbox gone: from its snapshot", "turns damaged"  # reasons of a rewind
+
+
+class Begun(NamedTuple):
+    """A sandbox, and what has happened in it."""
+
+    sandbox: Any
+    turns: list[Turn]
+    intended: Turn | None = None
+    outcome: Outcome | None = None
+
+
+async def take_over(buffer: Buffer, sandboxes: Any, claim: Claim) -> Begun:
+    """The sandbox of a claimed episode and its turns so far; the buffer agrees with it when this returns.
+
+    Raises StaleEpoch, and whatever the sandboxes raise.
+    """
+    episode = claim.spec.id
+    progress = await buffer.progress(episode)
+    if not _has_begun(progress):
+        if claim.epoch > 1:
+            await _remove_left_over(sandboxes, episode)
+        return Begun(await _set_up(sandboxes, claim), [])
+    turns = [turn for segment in progress.segments for turn in segment.turns]
+    try:
+        if turns:
+            chain.check(episode, progress.segments[0].prefix_P, turns)
+    except chain.BrokenChain as broken:
+        log.error("%s; it starts again from its prompt", broken)
+        await buffer.rewind(episode, claim.epoch, 0, BROKEN)
+        await _remove_left_over(sandboxes, episode)
+        return Begun(await _set_up(sandboxes, claim), [])
+    sandbox = await _adopt(sandboxes, episode)
+    if sandbox is not None:
+        log.info("episode %s goes on after turn %d in its own sandbox", episode, len(turns))
+        return Begun(sandbox, turns, progress.intended, progress.outcome)
+    if progress.snapshot is not None:
+        return await _restore(buffer, sandboxes, claim, progress, turns, progress.snapshot)
+    given_up = await buffer.rewind(episode, claim.epoch, 0, GONE)
+    log.warning("episode %s starts again from its prompt, %d tokens given up: its sandbox is gone", episode, given_up)
+    return Begun(await _set_up(sandboxes, claim), [])
+
+
+def _has_begun(progress: Progress) -> bool:
+    return bool(progress.segments or progress.intended or progress.outcome)
+
+
+async def _restore(
+    buffer: Buffer, sandboxes: Any, claim: Claim, progress: Progress, turns: list[Turn], snapshot: Snapshot
+) -> Begun:
+    sandbox = await sandboxes.create(claim.spec.id, claim.epoch, snapshot.image, claim.spec.task.limits)
+    n = snapshot.n_segments
+    if n == len(progress.segments) and progress.outcome is None:
+        log.info("episode %s goes on after turn %d from its snapshot", claim.spec.id, len(turns))
+        return Begun(sandbox, turns, progress.intended)
+    given_up = await buffer.rewind(claim.spec.id, claim.epoch, n, RESTORED)
+    kept = [turn for segment in progress.segments[:n] for turn in segment.turns]
+    log.warning("episode %s goes on after turn %d from its snapshot, %d tokens given up", claim.spec.id, n, given_up)
+    return Begun(sandbox, kept)
+
+
+async def _remove_left_over(sandboxes: Any, episode: str) -> None:
+    """A sandbox whose set-up may have been cut short, or whose turns can't be trusted, is of no use."""
+    left_over = await _adopt(sandboxes, episode)
+    if left_over is not None:
+        await left_over.close()
+
+
+async def _adopt(sandboxes: Any, episode: str) -> Any:
+    """The episode's sandbox; None if it is gone, or broken for good by its agent, which is as good as gone."""
+    try:
+        return await sandboxes.adopt(episode)
+    except AgentFailure as failure:
+        log.warning("the sandbox of episode %s can't be used again: %s", episode, failure)
+        return None
+
+
+async def _set_up(sandboxes: Any, claim: Claim) -> Any:
+    """A new sandbox with the task's files."""
+    spec: EpisodeSpec = claim.spec
+    sandbox = await sandboxes.create(spec.id, claim.epoch, spec.task.image, spec.task.limits)
+    try:
+        await sandbox.write_many(spec.task.files)
+    except BaseException:
+        await sandbox.close()
+        raise
+    return sandbox
