@@ -161,7 +161,7 @@ class Buffer(Reader):
         await self._redis.transition("seal", episode, epoch, encode(outcome), outcome.kind)
 
     async def requeue(self, episode: str, epoch: int, reason: str) -> int:
-        """Gives a running episode back, or a sealed one that can't be judged; its failures since its last segment.
+        """Gives a running episode back, or a sealed one that can't be judged; its failures since it last got further.
 
         It keeps its segments and its place in the order of admission. Raises StaleEpoch.
         """

@@ -138,7 +138,7 @@ class EpisodeView(NamedTuple):
     spec: EpisodeSpec
     state: str  # queued, running, sealed, judged or dropped
     epoch: int  # how often it was claimed
-    failures: int  # how often a holder gave it up since its last segment; the death of a holder is not one
+    failures: int  # how often a holder gave it up since it last got further; the death of a holder is not one
     owner: str  # who claimed it last, to run it or to judge it; "" before the first
     n_segments: int
     outcome: Outcome | None

@@ -76,7 +76,9 @@ class Rules(RunState):
             raise OutOfSequence(episode, seq, len(e.segments))
         e.segments.append(segment)
         e.sizes.append(tokens)
-        e.intended, e.failures = None, 0
+        e.intended = None
+        if seq >= e.furthest:
+            e.failures = 0
         self.appended["segments"] += 1
         self.appended["tokens"] += tokens
         return e.limits
@@ -87,6 +89,7 @@ class Rules(RunState):
         e.outcome = None
         if e.snapshot and e.snapshot.n_segments > n_segments:
             e.snapshot = None
+        e.furthest = max(e.furthest, len(e.segments))
         return self._discard(e, n_segments, reason)
 
     def keep_snapshot(self, episode: str, epoch: int, n_segments: int, image: str) -> None:

@@ -25,6 +25,7 @@ class Episode:
     sizes: list[int] = field(default_factory=list)  # action tokens of each
     intended: tuple[bytes, int] | None = None  # the turn, and its action tokens
     snapshot: Snapshot | None = None
+    furthest: int = 0  # the most segments it had before a rewind
     limits: EpisodeLimits | None = None  # once extended
     outcome: Outcome | None = None
     verdict: Verdict | None = None

@@ -48,6 +48,7 @@ class Scene:
     async def attempt(self, *commands: str, lost: bool = False) -> None:
         """Claim what is queued, and leave its sandbox as `commands` leave it, or lose it."""
         claim = await self.buffer.claim("actor")
+        await self.buffer.rewind(claim.spec.id, claim.epoch, 0, "sandbox gone")
         sandbox = await self.sandboxes.create(claim.spec.id, claim.epoch, "none", Limits())
         for command in commands:
             await sandbox.exec(command, timeout_s=5)

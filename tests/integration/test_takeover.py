@@ -67,15 +67,14 @@ class Scene:
             id="e", group="g", group_size=1, stage=1, purpose="train", task=self.task, timeout_s=60.0, max_turns=9
         )
 
-    async def hold(self, script: list[str], dies_at: str = "", snapshot: bool = False, seal: bool = True):
+    async def hold(self, script: list[str], dies_at: str = "", snapshot_after: int | None = None):
         """Claim the episode and go on in it until it ends, or the holder dies at "turn" or "intended" N."""
         claim = await self.buffer.claim("actor")
         self.begun = begun = await take_over(self.buffer, self.sandboxes, claim)
         agent = Agent(CONFIG, RULE, self.chat, engine := ScriptedEngine(self.chat, script))
         prefix_P = agent.prefix(claim.spec)
-        every_s = 1e-9 if snapshot else 0.0
-        journal = Mortal(self.buffer, claim, prefix_P, begun.sandbox, len(begun.turns), every_s)
-        journal.dies_at = dies_at
+        journal = Mortal(self.buffer, claim, prefix_P, begun.sandbox, len(begun.turns), 0.0)
+        journal.dies_at, journal.snapshot_after = dies_at, snapshot_after
         try:
             outcome = begun.outcome or await agent.run(
                 claim.spec, prefix_P, begun.sandbox, journal, begun.turns, begun.intended
@@ -110,6 +109,7 @@ class Mortal(BufferJournal):
     """The journal of a holder that dies at a given point."""
 
     dies_at = ""
+    snapshot_after: int | None = None
 
     async def intend(self, turn) -> None:
         await super().intend(turn)
@@ -120,6 +120,8 @@ class Mortal(BufferJournal):
         if self.dies_at == f"command {turn.index}":
             raise HolderDies
         limits = await super().append(turn)
+        if self.snapshot_after == turn.index:
+            await self.snapshot(self._sandbox)
         if self.dies_at == f"turn {turn.index}":
             raise HolderDies
         return limits
@@ -166,9 +168,8 @@ async def test_without_sandbox_and_snapshot_it_starts_again_and_says_what_that_c
 
 async def test_without_its_sandbox_it_goes_on_from_its_snapshot(scene):
     await scene.buffer.admit(scene.spec)
-    await scene.hold(SCRIPT, dies_at="turn 1", snapshot=True)
+    await scene.hold(SCRIPT, dies_at="turn 1", snapshot_after=0)
     await scene.lose_the_sandbox()
-    # The snapshot follows turn 0: the holder died in turn 1's append, before its own.
     await scene.hold(SCRIPT[1:])
     assert len(scene.begun.turns) == 1
     await scene.assert_whole(*WHOLE)
@@ -178,12 +179,23 @@ async def test_without_its_sandbox_it_goes_on_from_its_snapshot(scene):
 
 async def test_a_snapshot_that_is_up_to_date_costs_nothing_and_keeps_the_intended_action(scene):
     await scene.buffer.admit(scene.spec)
-    await scene.hold(SCRIPT, dies_at="intended 1", snapshot=True)
+    await scene.hold(SCRIPT, dies_at="intended 1", snapshot_after=0)
     await scene.lose_the_sandbox()
     await scene.hold(SCRIPT[2:])
     await scene.assert_whole(*WHOLE)
     assert scene.begun.intended.command == WHOLE[1]
     assert (await scene.buffer.counts()).discarded == {}
+
+
+async def test_snapshots_are_taken_beside_the_turns_when_their_time_has_come(scene):
+    await scene.buffer.admit(scene.spec)
+    claim = await scene.buffer.claim("actor")
+    begun = await take_over(scene.buffer, scene.sandboxes, claim)
+    agent = Agent(CONFIG, RULE, scene.chat, ScriptedEngine(scene.chat, SCRIPT))
+    prefix_P = agent.prefix(claim.spec)
+    journal = BufferJournal(scene.buffer, claim, prefix_P, begun.sandbox, 0, snapshot_every_s=1e-9)
+    await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
+    assert (await scene.buffer.progress("e")).snapshot.n_segments == 4
 
 
 async def test_a_set_up_that_was_cut_short_is_begun_anew(scene):

@@ -2,8 +2,8 @@
 -- run lie in one slot of a Redis Cluster. A script answers {"OK", ...}, or {REFUSAL, facts...} having changed nothing.
 --
 -- episode:ID      hash    spec group purpose rank state since epoch failures owner outcome kind verdict score reason,
---                         intended intended_tokens snapshot snapshot_at timeout_s max_turns;
---                         since: the time (ms) it came into its state
+--                         intended intended_tokens snapshot snapshot_at furthest timeout_s max_turns;
+--                         since: the time (ms) it came into its state; furthest: the most segments before a rewind
 -- segments:ID     list    encoded segments; the index is the sequence number
 -- sizes:ID        list    action tokens of each segment
 -- group:ID        hash    size purpose rank done state order tokens, and once consumed by a commit: step

@@ -173,6 +173,18 @@ def test_what_is_rewound_is_counted_with_its_reason(rules: Rules) -> None:
     assert rules.counts().discarded == {"sandbox gone": 1110, "straggler": 1}
 
 
+def test_to_get_as_far_as_before_is_no_progress(rules: Rules) -> None:
+    rules.admit(spec("g"))
+    for epoch in (1, 2, 3):
+        rules.claim("actor", str(epoch))
+        rules.rewind("g0", epoch, 0, "sandbox gone")
+        rules.append("g0", epoch, 0, 1, b"zero")
+        assert rules.requeue("g0", epoch, "sandbox gone") == epoch
+    rules.claim("actor", "4")
+    rules.append("g0", 4, 1, 1, b"one")
+    assert rules.episodes["g0"].failures == 0
+
+
 def test_an_older_snapshot_does_not_replace_a_newer_one(rules: Rules) -> None:
     rules.admit(spec("g"))
     rules.claim("actor", "r")
