@@ -14,19 +14,17 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
-import msgspec
 from hydra.utils import instantiate
 
 from actors.crew import Crew
 from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
-from klong_rl import advantages
-from klong_rl.buffer import Buffer, Member, StaleEpoch, ToJudge, Unknown
+from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
+from klong_rl.groups import windows_of
 from klong_rl.rewards.base import FinishedEpisode
-from klong_rl.types import Verdict, Window
-from klong_rl.windows import split
+from klong_rl.types import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +110,3 @@ class JudgeActor:
         if sandbox is None:
             raise InfrastructureFailure(f"the sandbox of episode {job.spec.id} is gone")
         return await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
-
-
-def windows_of(members: list[Member]) -> list[Window]:
-    """The windows of a complete group with their advantages; an evaluation group and dropped members have none."""
-    windows: list[Window] = []
-    for member in members:
-        if member.verdict is not None and member.spec.purpose == "train" and member.segments:
-            turns = [turn for segment in member.segments for turn in segment.turns]
-            windows += split(member.spec, member.segments[0].prefix_P, turns, member.verdict.score)
-    pairs = zip(windows, advantages.klong(windows), strict=True)
-    return [msgspec.structs.replace(window, advantage=advantage) for window, advantage in pairs]

@@ -173,6 +173,7 @@ class RolloutConfig:
     group_size: int = 8
     max_staleness: int = 1  # versions
     step_timeout_s: float = 1800.0  # waiting for enough finished groups
+    recorded: str = ""  # train on the episodes of this archive folder, RUN/archive, and sample none
 
 
 @dataclass
@@ -251,6 +252,12 @@ def check(config: RunConfig) -> None:
                 raise UserError(f"curriculum stage {number}: {name}={value} must be positive")
     if config.sandbox.kind not in ("docker", "process"):
         raise UserError(f"sandbox.kind={config.sandbox.kind} is unknown; use docker or process")
+    steps = sum(stage.steps for stage in config.curriculum.stages)
+    if config.rollout.recorded and config.rollout.max_staleness < steps:
+        raise UserError(
+            f"rollout.recorded plays back what other weights sampled, and rollout.max_staleness="
+            f"{config.rollout.max_staleness} would drop it; set that to {steps} or more, the steps of the curriculum"
+        )
     longest = config.window.max_tokens
     if longest > config.engine.max_model_len:
         raise UserError(

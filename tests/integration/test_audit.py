@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import redis
 
-from actors.judge import windows_of
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.buffer.archive import ArchiveFiles, archive
 from klong_rl.buffer.server import AOF_FOLDER
 from klong_rl.chain import context, link
+from klong_rl.groups import windows_of
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict
 from tests.chaos.aof import increment, transactions
 from tests.chaos.audit import LOST, Evidence, TrainedStep, audit
