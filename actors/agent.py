@@ -26,7 +26,7 @@ from klong_rl.chain import context, link
 from klong_rl.chat import ChatFormat
 from klong_rl.config import AgentConfig
 from klong_rl.failures import AgentFailure
-from klong_rl.observation import INTERRUPTED, observation_text
+from klong_rl.observation import observation_text
 from klong_rl.types import EpisodeSpec, Outcome, Turn
 from klong_rl.windows import ContextOverflow, ContextRule, context_start
 
@@ -159,20 +159,21 @@ class _Attempt:
         left_s = self._timeout_s - self._active_s - clock.seconds()
         limit_s = max(0.1, min(self._agent.config.command_timeout_s, left_s))
         result = await self._sandbox.exec(turn.command, timeout_s=limit_s)
-        if result.interrupted:
-            return replace(self._interrupted(turn, result.output), seconds=clock.seconds())
-        text = observation_text(
-            result.output, result.exit_code, limit_s if result.timed_out else None, result.truncated
-        )
+        timed_out_s = limit_s if result.timed_out else None
+        text = observation_text(result.output, result.exit_code, timed_out_s, result.truncated, result.interrupted)
         return replace(
-            turn, observation_O=self._observation(turn, text), exit_code=result.exit_code, seconds=clock.seconds()
+            turn,
+            observation_O=self._observation(turn, text),
+            exit_code=result.exit_code,
+            interrupted=result.interrupted,
+            seconds=clock.seconds(),
         )
 
-    def _interrupted(self, turn: Turn, output: str = "") -> Turn:
+    def _interrupted(self, turn: Turn) -> Turn:
         """The turn of a command of which nobody knows how far it came; it is never run again."""
         if turn.command == SUBMIT:
             return turn
-        text = f"{output}{INTERRUPTED}" if not output or output.endswith("\n") else f"{output}\n{INTERRUPTED}"
+        text = observation_text("", None, interrupted=True)
         return replace(turn, observation_O=self._observation(turn, text), interrupted=True)
 
     def _observation(self, turn: Turn, text: str) -> np.ndarray:

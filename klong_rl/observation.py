@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-# A command is never run twice: where it stood is for the agent to find out.
-INTERRUPTED = "[interrupted: contact was lost while this ran; it may have run in part or in full]"
-
 
 def observation_text(
     output: str,
