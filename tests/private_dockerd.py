@@ -61,10 +61,23 @@ class PrivateDockerd:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """SIGKILL to dockerd alone: its containerd and the containers go on until it is started again."""
+        """SIGKILL to dockerd, with which its containerd dies: the containers go on until it is started again."""
         process, self._process = self._process, None
         process.kill()
         process.wait(KILL_S)
+        self._bury_containerd()
+
+    def _bury_containerd(self) -> None:
+        """Wait for the end of the containerd that dies with its dockerd, and forget it.
+
+        Where the machine's init reaps late it stays a zombie for a while, which the next dockerd takes for alive.
+        """
+        pid_file = self._folder / "exec/containerd/containerd.pid"
+        give_up = time.monotonic() + KILL_S
+        while _is_alive(int(pid_file.read_text())):
+            assert time.monotonic() < give_up, f"the containerd of {self._folder} outlives its dockerd"
+            time.sleep(0.01)
+        pid_file.unlink()
 
     def load_image(self, name: str) -> None:
         """Copy an image of the default daemon into this one."""
@@ -101,3 +114,10 @@ class PrivateDockerd:
     def _answers(self) -> bool:
         answered = subprocess.run(["docker", "--host", self.host, "version"], capture_output=True)
         return answered.returncode == 0
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
