@@ -24,6 +24,7 @@ KINDS: dict[type, int] = {EpisodeSpec: 1, Segment: 2, Outcome: 3, Verdict: 4, Wi
 LAYOUT = 1  # of the records' fields; a change that older readers can't read takes the next number
 
 _HEADER = struct.Struct("<2sBBIQ")
+HEADER_BYTES = _HEADER.size
 _MAGIC = b"KL"
 
 # One byte a kind, so that an array's dtype is on the wire and a reader can't mistake one for another.
@@ -40,9 +41,9 @@ def encode(record: Any) -> bytes:
     kind = KINDS.get(type(record))
     if kind is None:
         raise TypeError(f"{type(record).__name__} is no record of the wire; those are {_names(KINDS)}")
-    frame = bytearray(_HEADER.size)
-    _ENCODER.encode_into(record, frame, _HEADER.size)
-    body = memoryview(frame)[_HEADER.size :]
+    frame = bytearray(HEADER_BYTES)
+    _ENCODER.encode_into(record, frame, HEADER_BYTES)
+    body = memoryview(frame)[HEADER_BYTES:]
     _HEADER.pack_into(frame, 0, _MAGIC, kind, LAYOUT, len(body), _checksum(body, kind, LAYOUT))
     return bytes(frame)
 
@@ -57,8 +58,8 @@ def decode(frame: bytes, kind: type[T]) -> T:
 
 
 def _body(frame: bytes, kind: type) -> memoryview:
-    if len(frame) < _HEADER.size:
-        raise WireError(f"{kind.__name__}: {len(frame)} bytes are less than a frame's header of {_HEADER.size}")
+    if len(frame) < HEADER_BYTES:
+        raise WireError(f"{kind.__name__}: {len(frame)} bytes are less than a frame's header of {HEADER_BYTES}")
     magic, code, layout, length, checksum = _HEADER.unpack_from(frame)
     if magic != _MAGIC:
         raise WireError(f"{kind.__name__}: the message begins with {magic!r}, a frame with {_MAGIC!r}")
@@ -67,7 +68,7 @@ def _body(frame: bytes, kind: type) -> memoryview:
         raise WireError(f"{kind.__name__}: the frame holds {found}")
     if layout != LAYOUT:
         raise WireError(f"{kind.__name__}: layout {layout} was written by another release; this one reads {LAYOUT}")
-    body = memoryview(frame)[_HEADER.size :]
+    body = memoryview(frame)[HEADER_BYTES:]
     if length != len(body):
         raise WireError(f"{kind.__name__}: {len(body)} bytes came, the frame says {length}")
     if checksum != _checksum(body, code, layout):
@@ -85,10 +86,10 @@ def _names(kinds: dict[type, int]) -> str:
 
 def _to_wire(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        code = _CODES.get(value.dtype.newbyteorder("<"))
+        code = _CODES.get(value.dtype)
         if code is None or value.ndim != 1:
             raise TypeError(f"only flat int32, float32 and uint8 arrays travel, not {value.dtype}{list(value.shape)}")
-        return msgspec.msgpack.Ext(code, np.ascontiguousarray(value, _DTYPES[code]).view(np.uint8).data)
+        return msgspec.msgpack.Ext(code, np.ascontiguousarray(value).data)
     raise TypeError(f"{type(value).__name__} does not travel")
 
 

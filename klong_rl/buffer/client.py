@@ -35,11 +35,12 @@ from klong_rl.buffer.memory import HighWaterMark
 from klong_rl.buffer.reader import Reader
 from klong_rl.buffer.records import BufferAddress, Claim, EpisodeLimits, ToJudge, WindowRef, limited, limits_of
 from klong_rl.types import TRAINED, EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
-from klong_rl.wire import decode, encode
+from klong_rl.wire import HEADER_BYTES, decode, encode
 
 log = logging.getLogger(__name__)
 
 OLDEST_REDIS = 7  # its scripts can say which of them may run at the memory limit
+SEGMENTS_A_CALL = 32  # as header.lua has it
 JUDGE_VISIBLE_S = 900.0  # longer than a rubric takes; after it the judge is taken for dead
 
 
@@ -125,11 +126,23 @@ class Buffer(Reader):
 
         Raises StaleEpoch, OutOfSequence, or Conflict for other bytes under an old number.
         """
-        if segment.episode != episode:
-            raise ValueError(f"segment of episode {segment.episode} appended to {episode}; append it to its own")
-        tokens = sum(len(turn.action_A) for turn in segment.turns)
+        return await self.append_many(episode, epoch, [segment])
+
+    async def append_many(self, episode: str, epoch: int, segments: Sequence[Segment]) -> EpisodeLimits | None:
+        """As `append`, for the next 1 to SEGMENTS_A_CALL segments: all of them or, if it raises, none."""
+        if not 1 <= len(segments) <= SEGMENTS_A_CALL:
+            raise ValueError(f"{len(segments)} segments appended to {episode}; 1 to {SEGMENTS_A_CALL} go in a call")
+        args, staged = [], {}
+        for seq, segment in enumerate(segments, segments[0].seq):
+            if (segment.episode, segment.seq) != (episode, seq):
+                raise ValueError(
+                    f"segment {segment.seq} of episode {segment.episode} appended to {episode} as segment {seq}; "
+                    "append to its own, in order"
+                )
+            staged[self._key("staged", episode, seq)] = frame = encode(segment)
+            args += [frame[:HEADER_BYTES], sum(len(turn.action_A) for turn in segment.turns)]
         return limits_of(
-            await self._redis.transition("append", episode, epoch, segment.seq, tokens, encode(segment))
+            await self._redis.transition("append", episode, epoch, segments[0].seq, *args, staged=staged)
         )
 
     async def rewind(self, episode: str, epoch: int, n_segments: int, reason: str) -> int:

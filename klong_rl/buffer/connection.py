@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -77,6 +77,13 @@ _REFUSALS: dict[bytes, tuple[type[Refused], tuple[Callable[[Any], Any], ...]]] =
 }
 
 
+def _script(source: str) -> Script:
+    return Script(source, hashlib.sha1(source.encode()).hexdigest())
+
+
+_STAGE = _script('#!lua flags=allow-oom\nreturn redis.call("SET", KEYS[1], ARGV[1])')
+
+
 def _scripts() -> dict[str, Script]:
     """Every transition by its name."""
     header = (_TRANSITIONS / "header.lua").read_text()
@@ -85,8 +92,7 @@ def _scripts() -> dict[str, Script]:
         name, _, kind = entry.name.partition(".")
         if kind == "lua" and name != "header":
             flags = "" if name in _REFUSED_AT_THE_LIMIT else " flags=allow-oom"
-            source = f"#!lua{flags}\n{header}{entry.read_text()}"
-            scripts[name] = Script(source, hashlib.sha1(source.encode()).hexdigest())
+            scripts[name] = _script(f"#!lua{flags}\n{header}{entry.read_text()}")
     return scripts
 
 
@@ -123,14 +129,32 @@ class Connection:
         """Makes the transitions known to Redis, lest the first of each sends all its windows twice."""
         await self.read("load_scripts", *(("SCRIPT LOAD", script.source) for script in self._scripts.values()))
 
-    async def transition(self, name: str, *args: str | int | float | bytes) -> list[Any]:
-        """What the script answers after its "OK". Raises the `Refused` it answers, or `Unavailable`."""
-        script = self._scripts[name]
-        answer = await self.attempt(name, lambda: self._server.run(script, self._prefix, args))
+    async def transition(
+        self, name: str, *args: str | int | float | bytes, staged: Mapping[str, bytes] | None = None
+    ) -> list[Any]:
+        """What the script answers after its "OK". Raises the `Refused` it answers, or `Unavailable`.
+
+        `staged` are large values, by the keys at which the script finds them. Redis' Lua hashes each byte of a string
+        that it is handed, 1 ms a MB: several times what it takes to store it. So it isn't handed these.
+        """
+        answer = await self.attempt(name, lambda: self._run(self._scripts[name], args, staged))
         if answer[0] == b"OK":
             return answer[1:]
         kind, facts = _REFUSALS[answer[0]]
         raise kind(*(read(fact) for read, fact in zip(facts, answer[1:], strict=True)))
+
+    async def _run(self, script: Script, args: Sequence[Any], staged: Mapping[str, bytes] | None) -> Any:
+        if staged:
+            mset = ("MSET", *(word for pair in staged.items() for word in pair))
+            call = ("EVALSHA", script.sha, 1, self._prefix, *args)
+            try:
+                return (await self._server.send(self._prefix, (mset, call)))[1]
+            except exceptions.OutOfMemoryError:  # what runs may finish; only a script can say so
+                for key, value in staged.items():
+                    await self._server.run(_STAGE, key, (value,))
+            except exceptions.ResponseError:  # it isn't known there, or answers again what is wrong, in its own words
+                pass
+        return await self._server.run(script, self._prefix, args)
 
     async def read(self, what: str, *commands: tuple) -> list[Any]:
         """What these commands answer, sent at once. Raises `Unavailable`.

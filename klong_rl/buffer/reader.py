@@ -40,7 +40,7 @@ class Reader:
         key = self._key("episode", episode)
         fields = ("spec", "state", "epoch", "failures", "owner", "outcome", "verdict", "reason")
         found, n_segments = await self._redis.read(
-            "episode", ("HMGET", key, *fields), ("LLEN", self._key("segments", episode))
+            "episode", ("HMGET", key, *fields), ("LLEN", self._key("sizes", episode))
         )
         spec, state, epoch, failures, owner, outcome, verdict, reason = found
         if spec is None:
@@ -58,21 +58,31 @@ class Reader:
         )
 
     async def segments(self, episode: str) -> list[Segment]:
-        """All segments of an episode, in order."""
-        key = self._key("segments", episode)
-        (found,) = await self._redis.read("segments", ("LRANGE", key, 0, -1))
-        return [_whole(segment, Segment, key) for segment in found]
+        """All segments of an episode, in order. Raises Unknown if its holder gives some of them up meanwhile."""
+        (n,) = await self._redis.read("segments", ("LLEN", self._key("sizes", episode)))
+        return (await self._segments("segments", {episode: n}))[episode]
+
+    async def _segments(self, what: str, held: dict[str, int]) -> dict[str, list[Segment]]:
+        """The first n segments of each episode. Raises Unknown for one that is gone since n was read."""
+        keys = {episode: [self._key("segment", episode, seq) for seq in range(n)] for episode, n in held.items()}
+        found = iter(await self._redis.read(what, *(("MGET", *some) for some in keys.values() if some)))
+        return {
+            episode: [_whole(frame, Segment, key) for key, frame in zip(some, next(found), strict=True)] if some else []
+            for episode, some in keys.items()
+        }
 
     async def progress(self, episode: str) -> Progress:
         """Where a new holder goes on. Raises Unknown."""
-        key, segments = self._key("episode", episode), self._key("segments", episode)
+        key = self._key("episode", episode)
         fields = ("state", "intended", "snapshot", "snapshot_at", "outcome")
-        found, held = await self._redis.read("progress", ("HMGET", key, *fields), ("LRANGE", segments, 0, -1))
+        found, held = await self._redis.read(
+            "progress", ("HMGET", key, *fields), ("LLEN", self._key("sizes", episode))
+        )
         state, intended, image, n_segments, outcome = found
         if state is None:
             raise Unknown("episode", episode)
         return Progress(
-            segments=[_whole(segment, Segment, segments) for segment in held],
+            segments=(await self._segments("progress", {episode: held}))[episode],
             intended=_whole(intended, Turn, key) if intended else None,
             snapshot=Snapshot(image.decode(), int(n_segments)) if image else None,
             outcome=_whole(outcome, Outcome, key) if outcome else None,
@@ -117,21 +127,24 @@ class Reader:
         (ids,) = await self._redis.read("group", ("LRANGE", self._key("members", group), 0, -1))
         if not ids:
             raise Unknown("group", group)
-        episodes = [(self._key("episode", i.decode()), self._key("segments", i.decode())) for i in ids]
+        episodes = [i.decode() for i in ids]
         commands: list[tuple] = []
-        for episode, segments in episodes:
-            commands += [("HMGET", episode, "spec", "outcome", "verdict"), ("LRANGE", segments, 0, -1)]
+        for episode in episodes:
+            commands.append(("HMGET", self._key("episode", episode), "spec", "outcome", "verdict"))
+            commands.append(("LLEN", self._key("sizes", episode)))
         found = await self._redis.read("group", *commands)
         if any(spec is None for spec, _, _ in found[::2]):  # forgotten between the two reads
             raise Unknown("group", group)
+        segments = await self._segments("group", dict(zip(episodes, found[1::2], strict=True)))
         return [
             Member(
                 _whole(spec, EpisodeSpec, key),
                 _whole(outcome, Outcome, key) if outcome else None,
                 _whole(verdict, Verdict, key) if verdict else None,
-                [_whole(segment, Segment, segments) for segment in held],
+                segments[episode],
             )
-            for (key, segments), (spec, outcome, verdict), held in zip(episodes, found[::2], found[1::2], strict=True)
+            for episode, (spec, outcome, verdict) in zip(episodes, found[::2], strict=True)
+            for key in [self._key("episode", episode)]
         ]
 
     async def group_states(self, groups: Sequence[str]) -> dict[str, str]:
@@ -151,7 +164,7 @@ class Reader:
         commands: list[tuple] = []
         for episode in (i.decode() for i in ids):
             commands.append(("HMGET", self._key("episode", episode), "outcome", "verdict"))
-            commands.append(("LLEN", self._key("segments", episode)))
+            commands.append(("LLEN", self._key("sizes", episode)))
         found = await self._redis.read("results", *commands)
         return [
             Result(decode(outcome, Outcome) if outcome else None, decode(verdict, Verdict) if verdict else None, length)
@@ -253,7 +266,9 @@ class Reader:
         return memory["used_memory"], memory["maxmemory"]
 
 
-def _whole(data: bytes, kind: type[T], key: str) -> T:
+def _whole(data: bytes | None, kind: type[T], key: str) -> T:
+    if data is None:
+        raise Unknown(kind.__name__.lower(), key)
     try:
         return decode(data, kind)
     except WireError as error:

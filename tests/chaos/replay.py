@@ -34,7 +34,7 @@ class Unreadable(Exception):
 
 
 class Effect(NamedTuple):
-    """One command on one key of the run: `segments:s1-g0-e0` has the kind `segments` and the thing `s1-g0-e0`."""
+    """One command on one key of the run: `sizes:s1-g0-e0` has the kind `sizes` and the thing `s1-g0-e0`."""
 
     name: str
     kind: str
@@ -44,28 +44,38 @@ class Effect(NamedTuple):
 
 def replay(run: str, story: Iterable[Transaction]) -> History:
     """The history of the run called `run` in the buffer (klong_rl.launch.run_id)."""
-    history = History()
+    history, staged = History(), {}
     for transaction in story:
         effects = list(_effects(f"klong:{{{run}}}:", transaction.commands))
-        _Step(history, transaction.position, effects).play()
+        _Step(history, staged, transaction.position, effects).play()
     return history
 
 
 def _effects(prefix: str, commands: Iterable[Command]) -> Iterator[Effect]:
     for command in commands:
-        name = command[0].upper().decode()
-        removes = name in ("DEL", "UNLINK")
-        for key in command[1:] if removes else command[1:2]:
+        for name, key, *words in _of_each_key(command):
             if (text := key.decode(errors="replace")).startswith(prefix):
                 kind, _, thing = text.removeprefix(prefix).partition(":")
-                yield Effect("DEL" if removes else name, kind, thing, () if removes else command[2:])
+                yield Effect(name, kind, thing, tuple(words))
+
+
+def _of_each_key(command: Command) -> Iterator[tuple]:
+    """(name, key, words) of a command on one key, or of each of its keys."""
+    name, words = command[0].upper().decode(), command[1:]
+    if name in ("DEL", "UNLINK"):
+        yield from (("DEL", key) for key in words)
+    elif name == "MSET":
+        yield from (("SET", key, value) for key, value in zip(words[::2], words[1::2], strict=True))
+    else:
+        yield (name, *words)
 
 
 class _Step:
-    """One transaction applied to a history."""
+    """One transaction applied to a history. `staged` are the segments that no transaction has taken yet."""
 
-    def __init__(self, history: History, position: int, effects: list[Effect]) -> None:
+    def __init__(self, history: History, staged: dict[str, bytes], position: int, effects: list[Effect]) -> None:
         self.history = history
+        self.staged = staged
         self.position = position
         self.effects = effects
         self.fate, self.reason = self._why()
@@ -76,8 +86,12 @@ class _Step:
             match effect.kind:
                 case "episode":
                     self._episode(effect)
-                case "segments":
-                    self._segments(effect)
+                case "staged":
+                    self._staged(effect)
+                case "segment":
+                    self._segment(effect)
+                case "sizes":
+                    self._sizes(effect)
                 case "window":
                     self._window(effect)
                 case "lease":
@@ -128,22 +142,38 @@ class _Step:
         intended.leave(self.fate, self.reason, self.position)
         episode.unfinished.append(intended)
 
-    def _segments(self, effect: Effect) -> None:
-        episode = self.history.episodes[effect.thing]
-        if effect.name == "RPUSH":
-            for frame in effect.words:
-                segment = decode(frame, Segment)
-                if segment.prefix_P is not None:
-                    episode.prefix_P = segment.prefix_P
-                actions = [Action(episode.id, turn, self.position) for turn in segment.turns]
-                episode.actions += actions
-                episode.live.append(actions)
-        elif effect.name in ("DEL", "LTRIM"):
-            kept = 0 if effect.name == "DEL" else int(effect.words[1]) + 1
-            for action in (action for segment in episode.live[kept:] for action in segment):
-                action.leave(self.fate, self.reason, self.position)
-            episode.live = episode.live[:kept]
+    def _staged(self, effect: Effect) -> None:
+        if effect.name == "SET":
+            self.staged[effect.thing] = effect.words[0]
+        elif effect.name == "DEL":
+            self.staged.pop(effect.thing, None)
+        elif effect.name == "RENAME":
+            segment = decode(self.staged.pop(effect.thing), Segment)
+            episode = self.history.episodes[segment.episode]
+            if not effect.words[0].endswith(f":segment:{episode.id}:{len(episode.live)}".encode()):
+                raise Unreadable(f"segment {len(episode.live)} of {episode.id} became {effect.words[0]!r}")
+            if segment.prefix_P is not None:
+                episode.prefix_P = segment.prefix_P
+            actions = [Action(episode.id, turn, self.position) for turn in segment.turns]
+            episode.actions += actions
+            episode.live.append(actions)
         else:
+            raise Unreadable(f"{effect.name} on {effect.kind}:{effect.thing}")
+
+    def _segment(self, effect: Effect) -> None:
+        if effect.name == "DEL":
+            episode, _, seq = effect.thing.rpartition(":")
+            for action in self.history.episodes[episode].live[int(seq)]:
+                action.leave(self.fate, self.reason, self.position)
+        else:
+            raise Unreadable(f"{effect.name} on {effect.kind}:{effect.thing}")
+
+    def _sizes(self, effect: Effect) -> None:
+        episode = self.history.episodes[effect.thing]
+        if effect.name in ("DEL", "LTRIM"):
+            kept = 0 if effect.name == "DEL" else int(effect.words[1]) + 1
+            episode.live = episode.live[:kept]
+        elif effect.name != "RPUSH":
             raise Unreadable(f"{effect.name} on {effect.kind}:{effect.thing}")
 
     def _window(self, effect: Effect) -> None:

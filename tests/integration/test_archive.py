@@ -129,7 +129,7 @@ async def test_a_driver_that_starts_again_doesnt_sample_an_archived_group_again(
 async def test_a_group_that_is_forgotten_while_it_is_read_is_unknown(buffer):
     """Between the read of its members and the read of their episodes."""
     await trained(buffer, 1, "a")
-    await buffer._redis.redis.delete(buffer._key("episode", "a-0"))
+    await buffer._redis.read("test", ("DEL", buffer._key("episode", "a-0")))
     with pytest.raises(Unknown, match="group a"):
         await buffer.group("a")
 

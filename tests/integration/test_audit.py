@@ -154,6 +154,6 @@ async def test_a_segment_that_somebody_takes_out_of_redis_is_lost(run):
     await run.begin("a", "group-a")
     await run.act(10, 11)
     with redis.from_url(run.server.url) as thief:
-        thief.delete("klong:{run}:segments:a")
+        thief.delete("klong:{run}:segment:a:0")
     found, _ = await run.audit(lineage=[(1, 0)])
     assert [(crime.kind, crime.tokens) for crime in found.crimes] == [(LOST, 2)]

@@ -20,6 +20,7 @@ import redis
 from klong_rl.buffer import (
     Buffer,
     BufferAddress,
+    Conflict,
     EmbeddedRedis,
     Full,
     Snapshot,
@@ -28,7 +29,12 @@ from klong_rl.buffer import (
     Unknown,
     WrongState,
 )
+<<<<<<< HEAD
 from klong_rl.types import Outcome, Verdict
+=======
+from klong_rl.buffer.client import SEGMENTS_A_CALL
+from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window
+>>>>>>> 90e9547 (Store segments without passing them through Lua, up to 32 in a call)
 from klong_rl.wire import encode
 from tests.episodes import judged, segment, spec, window
 
@@ -116,6 +122,47 @@ async def test_forgetting_leaves_no_payload_behind(buffer: Buffer, server: Embed
     left = {key.split("}:")[1] for key in client.scan_iter(f"klong:{{run-{next(RUNS) - 1}}}:*")}
     kinds = {key.split(":")[0] for key in left}
     assert kinds == {"n", "receipt", "order", "forgotten", "committed"}
+
+
+async def test_what_another_holder_stages_in_between_is_not_taken_for_ours(buffer: Buffer) -> None:
+    """A process that was thought dead may write between our two commands; then the script asks for them again."""
+    await buffer.admit(spec("g"))
+    await buffer.claim("actor")
+    connection, ours, theirs = buffer._redis, segment("g-0", 0), segment("g-0", 0, observation_tokens=9)
+    call = ("EVALSHA", connection._scripts["append"].sha, 1, buffer._key(""), "g-0", 1, 0, encode(ours)[:16], 5)
+    await connection.read("test", ("SET", buffer._key("staged", "g-0", 0), encode(theirs)))
+    with pytest.raises(redis.exceptions.TryAgainError, match="segment g-0/0 isn't staged as it was announced"):
+        await connection._server.client.execute_command(*call)
+    assert await buffer.segments("g-0") == []
+    await buffer.append("g-0", 1, ours)
+    assert [encode(found) for found in await buffer.segments("g-0")] == [encode(ours)]
+
+
+async def test_what_a_dead_holder_had_staged_goes_with_its_episode(buffer: Buffer) -> None:
+    await buffer.admit(spec("g"))
+    await buffer.claim("actor")
+    staged = [buffer._key("staged", "g-0", seq) for seq in range(1, 1 + SEGMENTS_A_CALL)]
+    await buffer._redis.read("test", ("MSET", *(word for key in staged for word in (key, b"lost"))))
+    await buffer.append("g-0", 1, segment("g-0", 0))
+    await buffer.drop("g-0", "straggler")
+    assert await buffer._redis.read("test", ("EXISTS", *staged)) == [0]
+
+
+async def test_segments_are_appended_together_or_not_at_all(buffer: Buffer) -> None:
+    await buffer.admit(spec("g"))
+    await buffer.claim("actor")
+    some = [segment("g-0", seq) for seq in range(SEGMENTS_A_CALL)]
+    await buffer.append_many("g-0", 1, some)
+    await buffer.append_many("g-0", 1, [*some[-2:], segment("g-0", 32)])  # some of them again
+    with pytest.raises(Conflict, match="segment g-0/32"):
+        await buffer.append_many("g-0", 1, [segment("g-0", 32, observation_tokens=9), segment("g-0", 33)])
+    with pytest.raises(ValueError, match="33 segments appended to g-0; 1 to 32 go in a call"):
+        await buffer.append_many("g-0", 1, [*some, segment("g-0", 32)])
+    with pytest.raises(ValueError, match="segment 5 of episode g-0 appended to g-0 as segment 4"):
+        await buffer.append_many("g-0", 1, [some[3], some[5]])
+    found = await buffer.segments("g-0")
+    assert [encode(one) for one in found] == [encode(one) for one in [*some, segment("g-0", 32)]]
+    assert (await buffer.counts()).appended == {"segments": 33, "tokens": 165}
 
 
 async def test_evaluation_goes_first(buffer: Buffer) -> None:

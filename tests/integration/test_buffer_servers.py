@@ -187,7 +187,7 @@ async def test_sentinels_name_the_master_and_a_fail_over_is_survived(tmp_path: P
             assert n > 300
             assert lost < 50  # answered, and not yet at the replica: a moment of 300 quick ones, never more
             assert replica.ask("ROLE")[0] == "master"
-            assert replica.ask("LLEN", "klong:{run}:segments:g-0") == n
+            assert replica.ask("LLEN", "klong:{run}:sizes:g-0") == n
 
 
 async def test_a_log_in_of_the_sentinels_own(tmp_path: Path) -> None:

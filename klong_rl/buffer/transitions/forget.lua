@@ -7,7 +7,8 @@ local state = redis.call("HGET", key("group", group), "state")
 if not state then return unknown("group", group) end
 if state ~= "consumed" then return wrong_state("group", group, state) end
 for _, id in ipairs(redis.call("LRANGE", key("members", group), 0, -1)) do
-  redis.call("DEL", key("episode", id), key("segments", id), key("sizes", id))
+  delete_segments(id, 0)
+  redis.call("DEL", key("episode", id))
 end
 for _, packed in ipairs(redis.call("LRANGE", key("refs", group), 0, -1)) do
   redis.call("DEL", key("window", cmsgpack.unpack(packed)[1]))

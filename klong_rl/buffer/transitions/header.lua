@@ -4,8 +4,9 @@
 -- episode:ID      hash    spec group purpose rank state since epoch failures owner outcome kind verdict score reason,
 --                         intended intended_tokens snapshot snapshot_at furthest timeout_s max_turns;
 --                         since: the time (ms) it came into its state; furthest: the most segments before a rewind
--- segments:ID     list    encoded segments; the index is the sequence number
--- sizes:ID        list    action tokens of each segment
+-- sizes:ID        list    action tokens of each segment; the index is the sequence number
+-- segment:ID:SEQ  string  encoded segment
+-- staged:ID:SEQ   string  encoded segment on its way there: written by the command before the script that moves it
 -- group:ID        hash    size purpose rank done state order tokens, and once consumed by a commit: step
 -- members:ID      list    episode ids, as admitted
 -- refs:ID         list    window references of a group (MessagePack arrays)
@@ -20,6 +21,7 @@
 -- n:...           hash    counters                   receipt:REQUEST    what a request was answered
 
 local MS_PER_RECEIPT = 600000 -- ten minutes: longer than any caller goes on repeating one request
+local SEGMENTS_A_CALL = 32
 local EVAL_BEFORE_TRAIN = 2 ^ 40 -- more than the admissions of any run; ranks stay exact in a double
 
 -- Arguments are checked before anything is changed: what is not what a client of ours sends changes nothing.
@@ -45,13 +47,18 @@ end
 
 -- A frame (klong_rl.wire) of this kind, of the length that it says. Whether its body is whole only a reader can tell.
 local SPEC, SEGMENT, OUTCOME, VERDICT, WINDOW, TURN = 1, 2, 3, 4, 5, 6
-local function frame(i, name, kind)
-  local f = ARGV[i]
-  if not f or #f < 16 then malformed(name, "a whole frame") end
+local HEADER = 16 -- bytes; it tells frames apart, since it holds a checksum of the body
+local function frame_length(f, name, kind)
+  if not f or #f < HEADER then malformed(name, "a whole frame") end
   local magic, found, _, length = struct.unpack("<c2BBI4", f)
   if magic ~= "KL" or found ~= kind then malformed(name, "a frame of kind " .. kind) end
-  if length ~= #f - 16 then malformed(name, "a frame of " .. length .. " bytes") end
-  return f
+  return HEADER + length
+end
+
+local function frame(i, name, kind)
+  local length = frame_length(ARGV[i], name, kind)
+  if length ~= #ARGV[i] then malformed(name, "a frame of " .. length .. " bytes") end
+  return ARGV[i]
 end
 
 local function key(...) return KEYS[1] .. table.concat({...}, ":") end
@@ -113,17 +120,22 @@ local function back_to_queue(e, reason)
   move(e, "queued")
 end
 
+-- Also what a holder had staged when it died; a call stages no more than SEGMENTS_A_CALL of the next ones.
+local function delete_segments(id, from)
+  local held = redis.call("LLEN", key("sizes", id))
+  for seq = from, held - 1 do redis.call("DEL", key("segment", id, seq)) end
+  local left = {}
+  for seq = held, held + SEGMENTS_A_CALL - 1 do left[#left + 1] = key("staged", id, seq) end
+  redis.call("DEL", unpack(left))
+  if from == 0 then redis.call("DEL", key("sizes", id)) else redis.call("LTRIM", key("sizes", id), 0, from - 1) end
+end
+
 -- Gives up the segments from number `n` on and the intended action, counting their tokens; how many those were.
 local function discard(id, n, reason)
   local episode, tokens = key("episode", id), 0
   for _, size in ipairs(redis.call("LRANGE", key("sizes", id), n, -1)) do tokens = tokens + tonumber(size) end
   tokens = tokens + tonumber(redis.call("HGET", episode, "intended_tokens") or 0)
-  if n == 0 then
-    redis.call("DEL", key("segments", id), key("sizes", id))
-  else
-    redis.call("LTRIM", key("segments", id), 0, n - 1)
-    redis.call("LTRIM", key("sizes", id), 0, n - 1)
-  end
+  delete_segments(id, n)
   redis.call("HDEL", episode, "intended", "intended_tokens")
   if tokens > 0 then count("discarded", reason, tokens) end
   return tokens

@@ -6,7 +6,7 @@ local turn = frame(5, "turn", TURN)
 local e = look(id)
 if not e then return unknown("episode", id) end
 if epoch ~= e.epoch then return stale(e, epoch) end
-local expected = redis.call("LLEN", key("segments", id))
+local expected = redis.call("LLEN", key("sizes", id))
 if seq < expected then return {"OK"} end
 if e.state ~= "running" then return stale(e, epoch) end
 if seq > expected then return {"OUT_OF_SEQUENCE", id, integer(seq), expected} end

@@ -86,8 +86,11 @@ class Story:
         seq = turn.index
         segment = Segment(episode=episode, epoch=1, seq=seq, turns=(turn,), prefix_P=None if seq else PREFIX)
         self.told[episode].turns.append(turn)
+        staged, mine = self.key("staged", episode, seq), self.key("segment", episode, seq)
+        self.write(("MSET", staged, encode(segment)))
         self.write(
-            ("RPUSH", self.key("segments", episode), encode(segment)),
+            ("RENAME", staged, mine),
+            ("RPUSH", self.key("sizes", episode), len(turn.action_A)),
             ("HDEL", self.key("episode", episode), "intended", "intended_tokens"),
         )
 
@@ -99,15 +102,18 @@ class Story:
             self.append(episode, turn)
 
     def rewind(self, episode: str, keep: int, reason: str | None) -> None:
-        self.told[episode].turns = self.told[episode].turns[:keep]
-        trim = ("LTRIM", self.key("segments", episode), 0, keep - 1) if keep else ("DEL", self.key("segments", episode))
         counted = [self.count("discarded", reason, 5)] if reason else []
-        self.write(trim, ("HDEL", self.key("episode", episode), "intended"), *counted)
+        self.write(*self.delete_segments(episode, keep), ("HDEL", self.key("episode", episode), "intended"), *counted)
+
+    def delete_segments(self, episode: str, keep: int = 0) -> list[tuple]:
+        turns, sizes = self.told[episode].turns, self.key("sizes", episode)
+        self.told[episode].turns = turns[:keep]
+        gone = [("DEL", self.key("segment", episode, turn.index)) for turn in turns[keep:]]
+        return [*gone, ("LTRIM", sizes, 0, keep - 1) if keep else ("DEL", sizes)]
 
     def drop(self, episode: str, reason: str) -> None:
-        self.told[episode].turns = []
         self.write(
-            ("DEL", self.key("segments", episode)),
+            *self.delete_segments(episode),
             ("HSET", self.key("episode", episode), "reason", reason),
             self.count("drops", reason),
         )
@@ -156,9 +162,10 @@ class Story:
             rows = [ArchivedTurn(t, w if w in trained else None) for t, w in zip(told.turns, windows, strict=True)]
             spec = told.spec
             self.archive.append(ArchivedEpisode(spec.id, group, spec.purpose, step, "", PREFIX, rows))
-        keys = [self.key(kind, told.spec.id) for told in members for kind in ("episode", "segments")]
+        gone = [command for told in members for command in self.delete_segments(told.spec.id)]
+        keys = [self.key("episode", told.spec.id) for told in members]
         keys += [self.key("window", w.id) for w in self.windows.get(group, []) if w.id not in self.stale]
-        self.write(("DEL", *keys), ("SADD", self.key("forgotten"), group))
+        self.write(*gone, ("DEL", *keys), ("SADD", self.key("forgotten"), group))
 
     def train(self, step: int, group: str, *actions: list[int], version: int) -> None:
         """A whole group of one episode, from admission to the archive, in one step."""
