@@ -29,12 +29,8 @@ from klong_rl.buffer import (
     Unknown,
     WrongState,
 )
-<<<<<<< HEAD
-from klong_rl.types import Outcome, Verdict
-=======
 from klong_rl.buffer.client import SEGMENTS_A_CALL
-from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict, Window
->>>>>>> 90e9547 (Store segments without passing them through Lua, up to 32 in a call)
+from klong_rl.types import Outcome, Verdict
 from klong_rl.wire import encode
 from tests.episodes import judged, segment, spec, window
 

@@ -11,5 +11,5 @@ if tonumber(redis.call("HGET", key("episode", id), "snapshot_at") or 0) > n then
   redis.call("HDEL", key("episode", id), "snapshot", "snapshot_at")
 end
 local furthest = tonumber(redis.call("HGET", key("episode", id), "furthest") or 0)
-redis.call("HSET", key("episode", id), "furthest", math.max(furthest, redis.call("LLEN", key("segments", id))))
+redis.call("HSET", key("episode", id), "furthest", math.max(furthest, redis.call("LLEN", key("sizes", id))))
 return {"OK", discard(id, n, reason)}
