@@ -32,17 +32,17 @@ log = logging.getLogger(__name__)
 class JudgeActor:
     """Started by the driver as an async Ray actor: `await start()`, then `run()` until `stop()`."""
 
-    def __init__(self, settings: ActorSettings, name: str) -> None:
+    def __init__(self, settings: ActorSettings) -> None:
         self._settings = settings
         self._config = settings.config
-        self._name = name
         self._warnings = KeptWarnings()
         self._cleanup = AsyncExitStack()
         self._closing: set[str] = set()
         self._crew = Crew(settings.config.judge.episodes, self._take, self._work)
 
-    async def start(self) -> None:
-        """Connect, and build the reward that the configuration names."""
+    async def start(self, owner: str) -> None:
+        """Connect, as `owner`, and build the reward that the configuration names."""
+        self._owner = owner
         self._reward = instantiate(self._config.reward)
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
@@ -65,7 +65,7 @@ class JudgeActor:
         if group is not None and group not in self._closing:
             self._closing.add(group)
             return group
-        return await self._buffer.next_to_judge(self._name)
+        return await self._buffer.next_to_judge(self._owner)
 
     async def _work(self, job: str | ToJudge) -> None:
         if isinstance(job, ToJudge):

@@ -11,7 +11,7 @@ A sandbox is removed when its episode is final, and not before: whoever claims t
 stop takes sandboxes away, and keeps a snapshot of each.
 
 Waits: for a claim (an empty queue is normal, looked at each IDLE_S), for the sandbox and the engine (deadlines of their
-own). Whatever else goes wrong ends the actor, and Ray tells the driver.
+own). Whatever else goes wrong ends `run`, and the driver has this actor made again.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ REST_S, REST_AT_MOST_S = 0.5, 30.0  # of a slot after a failure of ours, doubled
 
 
 class RolloutActor:
-    """Started by the driver as an async Ray actor: `await start()`, then `run()` until `stop()`."""
+    """Started by the driver as an async Ray actor: `await start()`, `publish`, then `run()` until `stop()`."""
 
-    def __init__(self, settings: ActorSettings, name: str, index: int) -> None:
+    def __init__(self, settings: ActorSettings, index: int) -> None:
         self._settings = settings
         self._config = settings.config
-        self._name, self._index = name, index
+        self._index = index
         self._failures_in_a_row = 0
         self._stopping = False
         self._warnings = KeptWarnings()
@@ -56,14 +56,18 @@ class RolloutActor:
         self._cleanup = AsyncExitStack()
         self._crew = Crew(settings.config.actors.episodes, self._claim, self._attempt)
 
-    async def start(self, version: int) -> None:
-        """Bring up the engine with the weights of `settings.model` as policy `version`, and connect."""
+    async def start(self, owner: str, life: int) -> None:
+        """Bring up the engine and connect, as `owner`, in the `life`-th process of this actor (from 1).
+
+        The engine has the weights of `settings.model` as version 0, to be replaced by a publish before it samples.
+        """
+        self._owner = owner
         config = self._config
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
         chat = ChatFormat(self._settings.model)
-        # Each engine its own seed: with one for all, members of a group would be copies of each other.
-        seed = config.seed + SEEDS_APART * self._index
-        self._engine = await Engine.start(config.engine, str(self._settings.model), chat.end_id, version, seed)
+        # Each engine and each of its lives its own seed: else members of a group would be copies of each other.
+        seed = config.seed + SEEDS_APART * (self._index + config.actors.count * (life - 1))
+        self._engine = await Engine.start(config.engine, str(self._settings.model), chat.end_id, 0, seed)
         self._cleanup.callback(self._engine.shutdown)
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
@@ -100,7 +104,7 @@ class RolloutActor:
 
     async def _claim(self) -> Claim | None:
         try:
-            return await self._buffer.claim(self._name)
+            return await self._buffer.claim(self._owner)
         except Full as full:
             if self._full.due():
                 log.warning("no new episodes for now: %s", full)

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import bisect
 import os
 import shutil
 from collections.abc import Callable
@@ -16,22 +15,19 @@ from pathlib import Path
 import msgspec
 
 from klong_rl.durable import fsync, fsync_tree
+from klong_rl.lineage import Lineage, distance, within_reach
 from klong_rl.models.folder import whole_or_absent
 
 STATE_FILE = "state.json"
 
 
 class RunState(msgspec.Struct, kw_only=True):
-    """Where a run stands. `step` counts finished learner steps over all stages; `stage_step` those of `stage`.
-
-    A version that was published after the checkpoint which the run went back to is not of its `lineage`, and its number
-    is never used again.
-    """
+    """Where a run stands. `step` counts finished learner steps over all stages; `stage_step` those of `stage`."""
 
     stage: int = 1
     stage_step: int = 0
     step: int = 0
-    lineage: list[int] = []  # policy versions published so far, oldest first: only those that survive
+    lineage: Lineage = {}  # surviving policy version: the learner steps its weights hold
     wall_s: float = 0.0
     evals: dict[str, float] = {}  # "cold-s3", "before-s2", "after-s2": mean held-out reward
     rewards: dict[str, list[float]] = {}  # stage: mean training reward of each step
@@ -41,15 +37,15 @@ class RunState(msgspec.Struct, kw_only=True):
     @property
     def version(self) -> int:
         """The policy version of the weights as they are."""
-        return self.lineage[-1]
+        return max(self.lineage)
 
     def staleness(self, version: int) -> int:
-        """How many versions of this lineage were published after `version`."""
-        return len(self.lineage) - bisect.bisect_right(self.lineage, version)
+        """Learner updates between these weights and those of `version`."""
+        return distance(self.lineage, self.step, version)
 
-    def oldest_version(self, max_staleness: int) -> int:
-        """The oldest version whose tokens may be trained now."""
-        return self.lineage[max(0, len(self.lineage) - 1 - max_staleness)]
+    def within_reach(self, max_staleness: int) -> tuple[int, tuple[int, ...]]:
+        """The oldest version whose tokens may be trained now, and the dead versions after it whose may not."""
+        return within_reach(self.lineage, self.step, max_staleness)
 
 
 class Checkpoints:

@@ -1,77 +1,123 @@
-"""The actors of a run as the driver sees them: started, watched, given new weights, stopped. Ray does the rest.
+"""The actors of a run as the driver sees them: started, given new weights, and brought back when they die.
 
-An actor's `run()` ends only when it is stopped, so one that ends earlier is a failure, and `check` raises it.
+    start ─▶ the newest weights ─▶ run ──▶ ended: its process was killed, its engine died, it hung
+      ▲        (an engine)                   │ what it ran goes back to the queue, what it judged to judging
+      └── Ray makes its process again ◀──────┘
+
+Each actor goes through its lives in a task of its own, beside the training; `check` raises only for one that can't be
+kept alive. A life has a name of its own ("rollout-0.3"), under which the buffer knows what it holds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
 
 START_DEADLINE_S = 600.0  # an engine compiles and loads within it
 PUBLISH_DEADLINE_S = 180.0
-STATUS_DEADLINE_S = 30.0
 SCORE_DEADLINE_S = 600.0  # behind whatever the engine is busy with
+STATUS_DEADLINE_S = 120.0  # an actor that doesn't even say how it is for so long hangs
 STOP_DEADLINE_S = 90.0
+STEADY_S = 30.0  # a few episodes: whoever ran for so long was not hindered by its settings or its machine
+QUICK_DEATHS = 5  # in a row; by then more of the same won't help
+LOOK_S = 0.05
 
 
 class ActorFailure(Exception):
     """An actor ended, or didn't answer in time. Says which, and what was asked of it."""
 
 
+@dataclass
+class Member:
+    """One actor through its lives."""
+
+    name: str
+    actor: Any
+    has_engine: bool
+    life: int = 0
+    at_work_since: float | None = None  # monotonic clock
+    fault: Exception | None = None  # why this life was ended from here
+
+    @property
+    def owner(self) -> str:
+        """The name of this life."""
+        return f"{self.name}.{self.life}"
+
+
 class Fleet:
     """`rollout_class` and `judge_class` are plain classes (actors.rollout, actors.judge), handed in by the launcher."""
 
-    def __init__(self, config: RunConfig, settings: Any, rollout_class: type, judge_class: type) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        settings: Any,
+        rollout_class: type,
+        judge_class: type,
+        buffer: Buffer,
+        warn: Callable[[str], None],
+    ) -> None:
         import ray
 
         self._ray = ray
+        self._buffer, self._warn = buffer, warn
         engine, judge = config.actors, config.judge
-        self._rollouts = {
-            f"rollout-{i}": ray.remote(rollout_class)
-            .options(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus)
-            .remote(settings, f"rollout-{i}", i)
+        rollouts = ray.remote(rollout_class).options(
+            num_cpus=engine.num_cpus, num_gpus=engine.num_gpus, max_restarts=-1
+        )
+        judges = ray.remote(judge_class).options(num_cpus=judge.num_cpus, max_restarts=-1)
+        self._members = [
+            Member(f"rollout-{i}", rollouts.remote(settings, i), has_engine=True)
             for i in range(engine.count)
-        }
-        self._judges = {
-            f"judge-{i}": ray.remote(judge_class).options(num_cpus=judge.num_cpus).remote(settings, f"judge-{i}")
-            for i in range(judge.count)
-        }
-        self._runs: dict[Any, str] = {}
+        ]
+        self._members += [
+            Member(f"judge-{i}", judges.remote(settings), has_engine=False) for i in range(judge.count)
+        ]
+        self._keepers: list[asyncio.Task] = []
+        self._newest = ("", 0)  # weights and their version
 
-    async def start(self, version: int) -> None:
-        """Bring all up, the engines with policy `version`, and set them to work."""
-        starts = {name: actor.start.remote(version) for name, actor in self._rollouts.items()}
-        starts |= {name: actor.start.remote() for name, actor in self._judges.items()}
-        await self._all("start", starts, START_DEADLINE_S)
-        self._runs = {actor.run.remote(): name for name, actor in (self._rollouts | self._judges).items()}
+    @property
+    def version(self) -> int:
+        """The newest policy version that was published here."""
+        return self._newest[1]
+
+    async def start(self) -> None:
+        """Set all to work, with the weights published so far; nothing to do where they are. Raises ActorFailure."""
+        if self._keepers:
+            return
+        # Whatever is held now is held by an earlier launch, whose actors may have outlived it for a while.
+        await self._buffer.abandon("", "the run was launched again")
+        self._keepers = [asyncio.create_task(self._keep(member)) for member in self._members]
+        while not all(member.at_work_since for member in self._members):
+            self.check()
+            await asyncio.sleep(LOOK_S)
 
     def check(self) -> None:
-        """Raise ActorFailure if an actor has ended."""
-        ended, _ = self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
-        for run in ended:
-            try:
-                self._ray.get(run)
-            except self._ray.exceptions.RayError as error:
-                raise ActorFailure(f"{self._runs[run]} failed: {error}") from error
-            raise ActorFailure(f"{self._runs[run]} ended by itself")
+        """Raise ActorFailure if an actor can't be kept alive."""
+        for keeper in self._keepers:
+            if keeper.done():
+                keeper.result()
 
-    async def publish(self, path: str, version: int) -> float:
-        """Give every engine the weights at `path`; the longest any engine was paused, in seconds."""
-        calls = {name: actor.publish.remote(path, version) for name, actor in self._rollouts.items()}
-        return max(await self._all(f"publish version {version}", calls, PUBLISH_DEADLINE_S))
+    async def publish(self, path: str, version: int) -> None:
+        """Give every engine the weights at `path`. One that can't take them is replaced, and takes them on its way."""
+        self._newest = (path, version)
+        await asyncio.gather(*(self._take_newest(member) for member in self._at_work() if member.has_engine))
 
     async def logprobs(self, tokens_T: Any) -> list[Any]:
-        """Every engine's log-prob of each token but the first, float32 [T-1]."""
-        calls = {name: actor.logprobs.remote(tokens_T) for name, actor in self._rollouts.items()}
-        return await self._all("give log-probs", calls, SCORE_DEADLINE_S)
+        """Log-prob of each token but the first, float32 [T-1], of every engine that is at work."""
+        engines = [member for member in self._at_work() if member.has_engine]
+        calls = (self._ask(member, "give log-probs", SCORE_DEADLINE_S, "logprobs", tokens_T) for member in engines)
+        return [answer for answer in await asyncio.gather(*calls) if answer is not None]
 
     async def status(self) -> dict[str, Any]:
-        """Episodes under way, tokens sampled so far, and warnings since the last look, over all actors."""
-        calls = {name: actor.status.remote() for name, actor in (self._rollouts | self._judges).items()}
-        answers = await self._all("status", calls, STATUS_DEADLINE_S)
+        """Episodes under way, tokens sampled so far, and warnings since the last look, over all actors at work."""
+        calls = (self._ask(member, "give its status", STATUS_DEADLINE_S, "status") for member in self._at_work())
+        answers = [answer for answer in await asyncio.gather(*calls) if answer is not None]
         return {
             "episodes": sum(answer.get("episodes", 0) for answer in answers),
             "sampled_tokens": sum(answer.get("sampled_tokens", 0) for answer in answers),
@@ -80,26 +126,101 @@ class Fleet:
 
     async def stop(self) -> list[str]:
         """Let every actor clean up, then end it. What could not clean up in time is ended all the same, and told."""
-        actors = self._rollouts | self._judges
-        complaints = []
-        for name, call in {name: actor.stop.remote() for name, actor in actors.items()}.items():
-            try:
-                await self._all("stop", {name: call}, STOP_DEADLINE_S)
-            except ActorFailure as failure:
-                complaints.append(str(failure))
-        for actor in actors.values():
-            self._ray.kill(actor)
-        return complaints
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        ends = [self._call(member, "stop", STOP_DEADLINE_S, "stop") for member in self._at_work()]
+        ended = await asyncio.gather(*ends, return_exceptions=True)
+        for member in self._members:
+            self._ray.kill(member.actor)
+        return [str(complaint) for complaint in ended if complaint is not None]
 
-    async def _all(self, what: str, calls: dict[str, Any], deadline_s: float) -> list[Any]:
-        answers = []
-        until = asyncio.get_running_loop().time() + deadline_s
-        for name, call in calls.items():
+    async def _keep(self, member: Member) -> None:
+        """One life after another. Raises ActorFailure when QUICK_DEATHS in a row came before STEADY_S."""
+        quick, last_words, died = 0, "", 0.0
+        while True:
+            member.life, member.fault = member.life + 1, None
             try:
-                async with asyncio.timeout_at(until):
-                    answers.append(await call)
-            except TimeoutError as error:
-                raise ActorFailure(f"{name} did not {what} within {deadline_s:.0f} s") from error
-            except self._ray.exceptions.RayError as error:
-                raise ActorFailure(f"{name} could not {what}: {error}") from error
-        return answers
+                await self._bring_up(member)
+                if last_words:
+                    self._warn(f"{member.name} {last_words}, started again in {time.monotonic() - died:.0f} s")
+                await member.actor.run.remote()
+                error: Exception = ActorFailure(f"{member.name} ended by itself")
+            except (ActorFailure, self._ray.exceptions.RayError) as failure:
+                error = member.fault or failure
+            died_at, began_at, member.at_work_since = time.monotonic(), member.at_work_since, None
+            n_held = await self._bury(member, error)
+            if began_at is None:
+                self._warn(f"{member.name} could not be started and is tried again: {_in_short(error)}")
+            else:
+                died = died_at
+                quick = 0 if died_at - began_at >= STEADY_S else quick
+                last_words = f"died ({_in_short(error)}): {n_held} episodes go on"
+            quick += 1
+            if quick == QUICK_DEATHS:
+                raise ActorFailure(f"{member.name} ended {quick} times within {STEADY_S:.0f} s: {error}") from error
+
+    async def _bring_up(self, member: Member) -> None:
+        """From a fresh process to one at work; an engine has the newest weights then."""
+        seeded = (member.life,) if member.has_engine else ()
+        await self._call(member, "start", START_DEADLINE_S, "start", member.owner, *seeded)
+        taken = 0
+        while member.has_engine and taken != self.version:
+            path, version = self._newest
+            await self._call(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", path, version)
+            taken = version
+        member.at_work_since = time.monotonic()
+
+    async def _bury(self, member: Member, error: Exception) -> int:
+        """End what is left of a life; how many episodes others go on with."""
+        if not self._is_death(error) and member.fault is None:
+            self._end_process(member)
+        return await self._buffer.abandon(member.owner, f"{member.name} died")
+
+    async def _take_newest(self, member: Member) -> None:
+        path, version = self._newest
+        await self._ask(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", path, version)
+
+    async def _ask(self, member: Member, what: str, deadline_s: float, method: str, *args: Any) -> Any | None:
+        """The answer of an actor at work; None from one that then isn't any more: whoever fails here is replaced."""
+        life = member.life
+        try:
+            return await self._call(member, what, deadline_s, method, *args)
+        except ActorFailure as failure:
+            is_known = member.life != life or member.at_work_since is None or member.fault is not None
+            if not is_known and not self._is_death(failure):
+                member.fault = failure
+                self._end_process(member)
+            return None
+
+    async def _call(self, member: Member, what: str, deadline_s: float, method: str, *args: Any) -> Any:
+        """Raises ActorFailure."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await getattr(member.actor, method).remote(*args)
+        except TimeoutError as error:
+            raise ActorFailure(f"{member.name} did not {what} within {deadline_s:.0f} s") from error
+        except self._ray.exceptions.RayError as error:
+            raise ActorFailure(f"{member.name} could not {what}: {error}") from error
+
+    def _at_work(self) -> list[Member]:
+        return [member for member in self._members if member.at_work_since is not None]
+
+    def _is_death(self, error: Exception) -> bool:
+        """True if `error`, or what it came of, says that the process is gone: then Ray makes it again by itself."""
+        return isinstance(error.__cause__ or error, self._ray.exceptions.RayActorError)
+
+    def _end_process(self, member: Member) -> None:
+        """Ray then makes it again."""
+        self._ray.kill(member.actor, no_restart=False)
+
+
+def _in_short(error: Exception) -> str:
+    """One line of what ended an actor; Ray's own errors hold pages."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    error = error.__cause__ or error
+    if isinstance(error, RayActorError):
+        return "its process ended"
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -1,8 +1,8 @@
 """`python -m klong_rl.launch [+stage=N] [key=value ...]`: the main job, from a bare configuration to a report.
 
-    check everything ──▶ Redis ──▶ Ray ──▶ cold start (cached) ──▶ learner, actors ──▶ Training.run ──▶ summary, report
-          │                                                              ▲
-          └ one clear line, exit code 2, nothing started                 └ the newest checkpoint of the run directory
+    check everything ─▶ Redis ─▶ Ray ─▶ cold start (cached) ─▶ learner, actors ─▶ LearnerLives.run ─▶ summary, report
+          │                                                         ▲
+          └ one clear line, exit code 2, nothing started            └ the newest checkpoint of the run directory
 
 Whatever was started is stopped in the reverse order, however this ends. The run directory is all that a later launch
 needs to go on.
@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +23,9 @@ from typing import Any
 from hydra.utils import instantiate
 
 from klong_rl import preflight, resume, services
+from klong_rl.beside import beside
 from klong_rl.blocking import in_thread
-from klong_rl.buffer import BufferAddress
+from klong_rl.buffer import Buffer, BufferAddress
 from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.cli import load_config, run_main
@@ -31,12 +33,12 @@ from klong_rl.cold_start import ColdStart
 from klong_rl.config import RunConfig
 from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure
-from klong_rl.fleet import ActorFailure, Fleet
+from klong_rl.fleet import Fleet
 from klong_rl.interrupt import EXIT_CODES, Interrupts
+from klong_rl.lives import LearnerLives
 from klong_rl.monitor.metrics import SUMMARY_FILE
 from klong_rl.monitor.progress import FleetStatus, Progress
 from klong_rl.results import RunLog, show_finished
-from klong_rl.training import Training
 
 STATUS_EVERY_S = 1.0
 TELL_EVERY_STEPS = 10  # of the cold start
@@ -111,45 +113,43 @@ class Launch:
         return 0
 
     async def _train(self, stack: AsyncExitStack, state: RunState) -> None:
+        from actors.settings import ActorSettings
+
         cold = ColdStart(self.config, self.family)
         base = cold.base()
         preflight.check_model_folder(base)
         preflight.save_configuration(self.run_dir, asdict(self.config))
-        address, _ = services.start_redis(stack, self.config.buffer, self.run_dir, self.run_id)
+        address, server = services.start_redis(stack, self.config.buffer, self.run_dir, self.run_id)
+        await stack.enter_async_context(beside(services.keep_redis_alive(server, self.progress.warn)))
         buffer = await services.connect(stack, address)
         await resume.check_same_life(buffer, state, self.run_dir)
         sandboxes = self._sandbox_spec()
-        await self._clear_leftovers(stack, sandboxes)
+        await self._sort_out_sandboxes(stack, sandboxes, buffer)
         services.start_ray(stack, self.config.ray_address)
         self.interrupts.arm()  # ray.init put a handler of its own on SIGTERM
         with self.progress:
             model = await self._cold_start(cold, base)
-            newest = self.checkpoints.newest()
-            learner = await self._start_learner(stack, model, address)
-            if newest is not None:
-                await in_thread(learner.load, newest / "megatron", stop=learner.shutdown)
-            await resume.restore_buffer(buffer, state)
-            weights = newest / "hf" if newest is not None else model
-            fleet = await self._start_fleet(stack, str(weights), address, sandboxes, state)
-            log = RunLog(self.config, self.run_dir, state, self.progress)
+            log = RunLog(self.config, self.run_dir, self.progress)
             stack.callback(log.close)
             archiver = Archiver(buffer, self.run_dir / "archive")
             stack.push_async_callback(archiver.close)
-            training = Training(
+            fleet = self._fleet(stack, ActorSettings(self.config, str(model), address, sandboxes), buffer)
+            lives = LearnerLives(
                 self.config,
-                state,
+                self.run_dir,
+                self.checkpoints,
                 buffer,
                 fleet,
-                learner,
                 self.family,
-                self.checkpoints,
                 archiver,
-                log.step,
-                log.phase,
-                log.warn,
+                log,
+                self._new_learner(stack, model, address),
             )
-            if not state.finished:
-                await self._with_display(training, fleet, log)
+            if state.finished:
+                log.begin(state)
+            else:
+                async with beside(self._show(fleet, buffer, log)):
+                    await lives.run(self.stage)
             await archiver.finish()
             log.finish(await buffer.counts())
 
@@ -167,12 +167,13 @@ class Launch:
         runtime = config.runtime or None
         return {"_target_": "sandboxes.docker.DockerSandboxes", "run": self.run_id, "runtime": runtime}
 
-    async def _clear_leftovers(self, stack: AsyncExitStack, spec: dict[str, Any]) -> None:
-        """Remove what a launch that was killed left behind, and at the end whatever this one leaves."""
+    async def _sort_out_sandboxes(self, stack: AsyncExitStack, spec: dict[str, Any], buffer: Buffer) -> None:
+        """Of an earlier launch, keep those whose episodes go on, to be adopted. At the end none is kept."""
         factory = instantiate(spec)
         stack.push_async_callback(factory.close)
         stack.push_async_callback(factory.reap, set())
-        left = await factory.reap(set())
+        in_progress = {episode.id for episode in await buffer.in_progress()}
+        left = await factory.reap(in_progress)
         if left:
             self.progress.say(f"removed {len(left)} sandboxes that an earlier launch left behind")
 
@@ -203,12 +204,12 @@ class Launch:
             return
         self.progress.update(FleetStatus(phase=f"cold start: step {step}/{total}, loss {loss:.3f}", stage=0))
 
-    async def _start_learner(self, stack: AsyncExitStack, model: Path, address: BufferAddress) -> Any:
+    def _new_learner(self, stack: AsyncExitStack, model: Path, address: BufferAddress) -> Callable[[], Any]:
+        """What makes the ranks of one life of the learner, with the weights of `model`. It blocks until they are up."""
         from learners.group import LearnerGroup
         from learners.job import LearnerJob
         from learners.publish import WeightFolder
 
-        self.progress.update(FleetStatus(phase="starting learner", stage=0))
         job = LearnerJob(
             model=str(model),
             learner=self.config.learner,
@@ -218,50 +219,27 @@ class Launch:
         weights = WeightFolder.in_shared_memory(self.run_id)
         stack.callback(weights.remove)
         weights.remove()  # of a launch that was killed
-        learner = await in_thread(LearnerGroup, job, weights, address)
-        stack.callback(learner.shutdown)
-        return learner
+        return lambda: LearnerGroup(job, weights, address)
 
-    async def _start_fleet(
-        self, stack: AsyncExitStack, weights: str, address: BufferAddress, sandboxes: dict[str, Any], state: RunState
-    ) -> Fleet:
+    def _fleet(self, stack: AsyncExitStack, settings: Any, buffer: Buffer) -> Fleet:
         from actors.judge import JudgeActor
         from actors.rollout import RolloutActor
-        from actors.settings import ActorSettings
 
-        self.progress.update(FleetStatus(phase="starting engines", stage=state.stage))
-        settings = ActorSettings(self.config, weights, address, sandboxes)
-        fleet = Fleet(self.config, settings, RolloutActor, JudgeActor)
-        stack.push_async_callback(self._stop_fleet, fleet)
-        await fleet.start(state.version)
+        fleet = Fleet(self.config, settings, RolloutActor, JudgeActor, buffer, self.progress.warn)
+
+        async def stop() -> None:
+            for complaint in await fleet.stop():
+                self.progress.warn(complaint)
+
+        stack.push_async_callback(stop)
         return fleet
 
-    async def _stop_fleet(self, fleet: Fleet) -> None:
-        for complaint in await fleet.stop():
-            self.progress.warn(complaint)
-
-    async def _with_display(self, training: Training, fleet: Fleet, log: RunLog) -> None:
-        """Run the training and, beside it, keep the display moving."""
-
-        async def watch() -> None:
-            while True:
-                began = time.monotonic()
-                try:
-                    log.fleet(await fleet.status(), await training.buffer.counts())
-                except ActorFailure as failure:  # only the display wants to know; the training has its own deadlines
-                    log.warn(str(failure))
-                await asyncio.sleep(max(0.0, STATUS_EVERY_S - (time.monotonic() - began)))
-
-        watcher = asyncio.create_task(watch())
-        work = asyncio.create_task(training.run())
-        try:
-            done, _ = await asyncio.wait([watcher, work], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            watcher.cancel()
-            work.cancel()
-            await asyncio.gather(watcher, work, return_exceptions=True)
+    async def _show(self, fleet: Fleet, buffer: Buffer, log: RunLog) -> None:
+        """Keep the display moving."""
+        while True:
+            began = time.monotonic()
+            log.fleet(await fleet.status(), await buffer.counts())
+            await asyncio.sleep(max(0.0, STATUS_EVERY_S - (time.monotonic() - began)))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from klong_rl.buffer import Counts
+from klong_rl.buffer import Counts, Result
 from klong_rl.checkpoints import RunState
 from klong_rl.config import RunConfig
 from klong_rl.monitor.metrics import (
@@ -23,16 +24,21 @@ from klong_rl.monitor.report import write_report
 
 
 class RunLog:
-    """One launch's voice. `state` is the run's own, which the training moves on."""
+    """One launch's voice. `begin` it with each state that the run goes on from."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, state: RunState, progress: Progress) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, progress: Progress) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._state = state
         self._progress = progress
-        self._metrics = MetricsLog(run_dir, restored_step=state.step)
-        self._phase, self._phase_since, self._stage = "starting", time.monotonic(), state.stage
+        self._metrics: MetricsLog | None = None
+        self._phase, self._phase_since, self._stage = "starting", time.monotonic(), 0
         self._sampled = (time.monotonic(), 0)
+
+    def begin(self, state: RunState) -> None:
+        """The run goes on from `state`, which its training moves on: what was told of later steps is taken back."""
+        self.close()
+        self._state, self._stage = state, state.stage
+        self._metrics = MetricsLog(self._run_dir, restored_step=state.step)
 
     def step(self, metrics: StepMetrics) -> None:
         """A learner step ended."""
@@ -50,7 +56,8 @@ class RunLog:
         """A look at the actors and at the buffer."""
         then, sampled = self._sampled
         now = time.monotonic()
-        rate = (status["sampled_tokens"] - sampled) / max(now - then, 1e-6)
+        # A revived engine counts from zero.
+        rate = max(0, status["sampled_tokens"] - sampled) / max(now - then, 1e-6)
         self._sampled = (now, status["sampled_tokens"])
         for text in status["warnings"]:
             self._progress.warn(text)
@@ -66,7 +73,8 @@ class RunLog:
         )
 
     def close(self) -> None:
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def finish(self, counts: Counts) -> None:
         """The table, `summary.json` and `report.html`."""
@@ -94,7 +102,7 @@ class RunLog:
                     stage=number,
                     timeout_s=stage.timeout_s,
                     steps=len(rewards),
-                    reward_mean=sum(rewards) / len(rewards),
+                    reward_mean=mean(rewards),
                     episodes=state.episodes.get(str(number), 0),
                     eval_cold_start=state.evals.get(f"cold-s{number}"),
                     eval_before=state.evals.get(f"before-s{number}"),
@@ -108,6 +116,26 @@ def show_finished(run_dir: Path, progress: Progress) -> None:
     """What a finished run came to."""
     if (summary := read_summary(run_dir)) is not None:
         progress.finish(summary.stages)
+
+
+def rewards_of(results: Sequence[Result]) -> list[float]:
+    """Scores of the episodes that have one."""
+    return [result.verdict.score for result in results if result.verdict]
+
+
+def episode_numbers(results: Sequence[Result]) -> dict[str, float]:
+    """What the metrics of a step say of its episodes."""
+    rewards = rewards_of(results)
+    return {
+        "reward_mean": mean(rewards),
+        "solved_fraction": mean([float(reward == 1.0) for reward in rewards]),
+        "episodes_finished": len(results),
+        "turns_mean": mean([float(result.n_segments) for result in results]),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def _add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:

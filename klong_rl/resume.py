@@ -43,12 +43,10 @@ async def check_same_life(buffer: Buffer, state: RunState, run_dir: Path) -> Non
 async def restore_buffer(buffer: Buffer, state: RunState) -> None:
     """Bring the buffer back to what the weights of `state` have seen.
 
-    What was running goes on from its segments, what was being judged is judged again. The leases of steps up to the
-    checkpoint's are consumed: those weights hold them. Those of later steps are ready again.
+    The leases of steps up to the checkpoint's are consumed: those weights hold them. Those of later steps are ready
+    again, but for windows that are now too far from the weights: the next lease drops those.
     """
-    await buffer.abandon("", "the run was launched again")
     await buffer.commit(state.step)
     await buffer.rollback(state.step)
-    if not state.lineage:
-        # The cold start is version 1, also when a launch that got no further comes back to it.
-        state.lineage = [1 if await buffer.policy_version() else await buffer.publish_version()]
+    if not state.lineage and await buffer.policy_version():
+        state.lineage[1] = 0  # the first version was the cold start's, whatever came after it and is gone

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, ServerFault, U
 from klong_rl.config import BufferConfig
 from klong_rl.errors import UserError
 
+REVIVE_EVERY_S = 0.2  # clients wait 30 s, and a server needs some of them to read its file
 LEAST_CPUS = 8  # of Ray's accounting on one machine: a small one runs the same actors, more slowly
 
 
@@ -33,10 +36,7 @@ def quiet_libraries() -> None:
 def start_redis(
     stack: AsyncExitStack, config: BufferConfig, run_dir: Path, run_id: str
 ) -> tuple[BufferAddress, EmbeddedRedis | None]:
-    """The buffer's address, and the private server behind it if there is one: it ends with `stack`. Raises UserError.
-
-    Whoever runs the driver's loop calls the server's `revive` from it.
-    """
+    """The buffer's address, and the private server behind it, if any, which ends with `stack`. Raises UserError."""
     server = None
     if not config.url:
         try:
@@ -45,6 +45,17 @@ def start_redis(
             raise UserError(str(fault)) from fault
     url = server.url if server else config.url
     return BufferAddress(url, run_id, config.deadline_s, config.memory_mb), server
+
+
+async def keep_redis_alive(server: EmbeddedRedis | None, warn: Callable[[str], None]) -> None:
+    """Start the private server again when it has ended, for as long as this runs. Raises ServerFault if it won't.
+
+    A server of the user's own is theirs to keep.
+    """
+    while server is not None:
+        if server.revive():
+            warn("the run's Redis died; started again on its append-only file")
+        await asyncio.sleep(REVIVE_EVERY_S)
 
 
 async def connect(stack: AsyncExitStack, address: BufferAddress) -> Buffer:

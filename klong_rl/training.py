@@ -11,13 +11,15 @@
         evaluate again
 
 The loop owns no state of its own: episodes, windows and versions are in the buffer, the rest is in the checkpoint.
+Actors that die are replaced beside it (klong_rl.fleet); a learner that dies ends it, and another begins at the newest
+checkpoint (klong_rl.lives).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +31,9 @@ from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig, StageConfig
 from klong_rl.fleet import Fleet
+from klong_rl.ledger import Ledger, TrainedStep
 from klong_rl.monitor.metrics import StepMetrics
+from klong_rl.results import RunLog, episode_numbers, mean, rewards_of
 from klong_rl.schedule import evaluation, evaluation_prefix, groups_to_admit, training_group
 from klong_rl.tasks.base import TaskFamily
 
@@ -37,14 +41,21 @@ T = TypeVar("T")
 
 LOOK_S = 0.1  # between two looks at the buffer while waiting
 OUTSTANDING = ("open", "complete", "ready")  # states of a group that is admitted and not yet leased
+FSYNC_S = 2.0  # Redis syncs its file each second, or up to a second later while the disk is busy
 
 
 class Stuck(Exception):
     """What was waited for didn't come by its deadline."""
 
 
+class LeaseLost(Exception):
+    """Redis came back without a lease whose windows are trained already: the weights must go back to before it."""
+
+
 class Training:
-    """One run from `state` on. `learner` is a learners.group.LearnerGroup; `report` is called after each step."""
+    """One life of a learner (a learners.group.LearnerGroup), from `state` on. `began`: when the run would have begun,
+    had it never been interrupted, on the monotonic clock.
+    """
 
     def __init__(
         self,
@@ -56,9 +67,9 @@ class Training:
         family: TaskFamily,
         checkpoints: Checkpoints,
         archiver: Archiver,
-        report: Callable[[StepMetrics], None],
-        tell: Callable[[str, int], None],
-        warn: Callable[[str], None],
+        ledger: Ledger,
+        log: RunLog,
+        began: float,
     ) -> None:
         self.config = config
         self.state = state
@@ -68,13 +79,13 @@ class Training:
         self.family = family
         self.checkpoints = checkpoints
         self.archiver = archiver
-        self._report = report
-        self._tell = tell
-        self._warn = warn
+        self.ledger = ledger
+        self.log = log
         self._groups: list[str] = []  # of this stage: admitted, perhaps leased since
         self._next_index = 0
-        self._admission = Admission(buffer, warn)
-        self._began = time.monotonic() - state.wall_s
+        self._admission = Admission(buffer, log.warn)
+        self._began = began
+        self._leased_at = 0.0
 
     async def run(self) -> None:
         """Train through the stages that are left."""
@@ -100,20 +111,21 @@ class Training:
     async def _step(self, number: int, stage: StageConfig) -> None:
         began = time.monotonic()
         step, version = self.state.step + 1, self.state.version
-        self._tell("sampling", number)
+        self.log.phase("sampling", number)
         refs = await self._lease(step, number, stage)
         leased = time.monotonic()
         results = await self._results(refs)
-        self._tell("training", number)
+        self.log.phase("training", number)
+        staleness = max(self.state.staleness(version) for ref in refs for version in ref.versions)
         learned = await self._learn(self.learner.train_step, step, version, refs)
+        self.ledger.write(TrainedStep.of(step, version, staleness, refs))
         trained = time.monotonic()
-        staleness = self.state.staleness(min(ref.oldest_version for ref in refs))
-        await self._publish()
+        await self._publish(step)
         published = time.monotonic()
         gap = await measure_gap(self.buffer, self.fleet, self.learner, refs) + Gap.of_step(learned)
         counts = await self.buffer.counts()
-        self._count(step, number, _rewards(results))
-        self._report(
+        self._count(step, number, rewards_of(results))
+        self.log.step(
             StepMetrics(
                 step=step,
                 stage=number,
@@ -132,7 +144,7 @@ class Training:
                 grad_norm=learned["grad_norm"],
                 clip_fraction=learned.get("clip_fraction", 0.0),
                 kl=learned.get("kl_sampler_k3", 0.0),
-                **_episode_numbers(results),
+                **episode_numbers(results),
                 extras={
                     # Whatever else the learner reports, an objective's own numbers among it.
                     **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
@@ -151,9 +163,11 @@ class Training:
         until = time.monotonic() + rollout.step_timeout_s
         while True:
             await self._admit(number, stage)
-            oldest = self.state.oldest_version(rollout.max_staleness)
-            refs = await self.buffer.lease(step, rollout.groups_per_step, oldest)
+            oldest, dead = self.state.within_reach(rollout.max_staleness)
+            refs = await self.buffer.lease(step, rollout.groups_per_step, oldest, dead)
             if refs:
+                self._leased_at = time.monotonic()
+                self._check_untrained(step, refs)
                 return refs
             self.fleet.check()
             if time.monotonic() > until:
@@ -164,6 +178,11 @@ class Training:
                     f"dropped: {counts.drops}"
                 )
             await asyncio.sleep(LOOK_S)
+
+    def _check_untrained(self, step: int, refs: Sequence[WindowRef]) -> None:
+        """A Redis that died may come back without its last second. Leases older than that are in the checkpoint."""
+        if trained := self.ledger.trained([ref.group for ref in refs]):
+            raise LeaseLost(f"Redis lost the lease of step {max(trained.values())}, and gave its groups to step {step}")
 
     async def _admit(self, number: int, stage: StageConfig) -> None:
         rollout = self.config.rollout
@@ -179,12 +198,21 @@ class Training:
             if (await self.buffer.group_states([specs[0].group])).get(specs[0].group) in OUTSTANDING:
                 self._groups.append(specs[0].group)
 
-    async def _publish(self) -> None:
-        """The learner's weights become the next policy version, in every engine."""
-        version = await self.buffer.publish_version(floor=self.state.version)
+    async def _publish(self, step: int) -> None:
+        """The learner's weights, which hold `step` updates, become the next policy version, in every engine."""
+        floor = max([self.fleet.version, *self.state.lineage])  # whatever Redis may have lost
+        version = await self.buffer.publish_version(floor=floor)
         path = await self._learn(self.learner.publish, version)
         await self.fleet.publish(str(path), version)
-        self.state.lineage.append(version)
+        self.state.lineage[version] = step
+
+    async def publish_restored(self) -> None:
+        """The weights of the checkpoint, published anew: what the engines have may be of weights that are gone.
+
+        The checkpoint notes the version: should it be gone back to again, that one was not a step away from it.
+        """
+        await self._publish(self.state.step)
+        self._update_checkpoint()
 
     async def _learn(self, call: Callable[..., T], *args: Any) -> T:
         """A call of the learner group, which blocks; the group is ended if we are cancelled meanwhile."""
@@ -198,15 +226,19 @@ class Training:
         self.state.step = step
         self.state.stage, self.state.stage_step = number, self.state.stage_step + 1
         self.state.wall_s = time.monotonic() - self._began
-        self.state.rewards.setdefault(str(number), []).append(_mean(rewards))
+        self.state.rewards.setdefault(str(number), []).append(mean(rewards))
         self.state.episodes[str(number)] = self.state.episodes.get(str(number), 0) + len(rewards)
 
     async def _checkpoint(self, number: int) -> None:
-        self._tell("checkpoint", number)
+        self.log.phase("checkpoint", number)
 
         def write(folder: Path) -> None:
             self.learner.save(folder / "megatron")
             self.learner.save_hf(folder / "hf")
+            self.ledger.sync()
+            # After a loss of power, a lease that this checkpoint holds must not be unknown to Redis.
+            if self.config.buffer.fsync != "always":
+                time.sleep(max(0.0, self._leased_at + FSYNC_S - time.monotonic()))
 
         await self._learn(self.checkpoints.save, self.state, write)
         await self.buffer.commit(self.state.step)
@@ -226,20 +258,20 @@ class Training:
         episodes = self.config.evaluation.episodes
         until = time.monotonic() + self.config.rollout.step_timeout_s
         for tag, number in wanted:
-            # Versions are never used twice, so neither is the name of an evaluation.
+            # Between stages the weights of a step are those of its checkpoint, whichever life comes back to it.
             specs = evaluation(self.family, self._tag(tag), number, self._stage(number), episodes)
             while not await self._admission.admit(specs):
                 self._wait_on(until, f"evaluation {tag} of stage {number} was not admitted, the buffer being full,")
                 await asyncio.sleep(LOOK_S)
         for tag, number in wanted:
-            self._tell(f"evaluating on held-out tasks: {tag} stage {number}", self.state.stage)
+            self.log.phase(f"evaluating on held-out tasks: {tag} stage {number}", self.state.stage)
             prefix = evaluation_prefix(self._tag(tag), number)
             scores = await self._scores(prefix, episodes, until)
             if not scores:
                 raise Stuck(f"none of the {episodes} episodes of {prefix} could be scored: {await self._drops()}")
             if len(scores) < episodes:
-                self._warn(f"{prefix}: {len(scores)} of {episodes} episodes scored: {await self._drops()}")
-            self.state.evals[f"{tag}-s{number}"] = _mean(scores)
+                self.log.warn(f"{prefix}: {len(scores)} of {episodes} episodes scored: {await self._drops()}")
+            self.state.evals[f"{tag}-s{number}"] = mean(scores)
         if wanted:
             self._update_checkpoint()
 
@@ -247,7 +279,7 @@ class Training:
         return f"episodes dropped so far: {(await self.buffer.counts()).drops}"
 
     def _tag(self, tag: str) -> str:
-        return f"{tag}-v{self.state.version}"
+        return f"{tag}-step{self.state.step}"
 
     async def _scores(self, prefix: str, episodes: int, until: float) -> list[float]:
         """Scores of all evaluation groups under `prefix`, once all are closed; dropped episodes have none."""
@@ -264,22 +296,3 @@ class Training:
         self.fleet.check()
         if time.monotonic() > until:
             raise Stuck(f"{what} within rollout.step_timeout_s={self.config.rollout.step_timeout_s:g}")
-
-
-def _rewards(results: list[Result]) -> list[float]:
-    return [result.verdict.score for result in results if result.verdict]
-
-
-def _episode_numbers(results: list[Result]) -> dict[str, float]:
-    """What the metrics of a step say of its episodes."""
-    rewards = _rewards(results)
-    return {
-        "reward_mean": _mean(rewards),
-        "solved_fraction": _mean([float(reward == 1.0) for reward in rewards]),
-        "episodes_finished": len(results),
-        "turns_mean": _mean([float(result.n_segments) for result in results]),
-    }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

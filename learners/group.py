@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from klong_rl.buffer import BufferAddress, WindowRef
+from klong_rl.errors import LearnerFailure
 from klong_rl.types import Window
 from learners import batch
 from learners.job import LearnerJob
@@ -31,15 +32,6 @@ from learners.step import merge
 
 # After one rank failed, how long the others may take to tell why they did: a lost peer is seen within it.
 BLAME_S = 5.0
-
-
-class LearnerFailure(Exception):
-    """A rank died, raised, or didn't answer in time. The group it belonged to is gone."""
-
-    def __init__(self, rank: int, call: str, cause: object):
-        super().__init__(f"learner rank {rank} failed in {call}: {cause}")
-        self.rank = rank
-        self.call = call
 
 
 class LearnerGroup:

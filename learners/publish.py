@@ -35,6 +35,8 @@ class WeightFolder:
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> Path:
         """Write HF-named `tensors` as `version`, dropping all but the last two; OSError if memory is short."""
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob(".*.partial"):  # by a rank that was killed as it wrote: as large as the model
+            left.unlink()
         partial = self.path / f".{os.getpid()}.partial"
         try:
             save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)

@@ -4,19 +4,19 @@
                                                           --> tensorboard/    the same numbers as scalars
     run ends            --> write_summary(run_dir, Summary) --> summary.json
 
-What holds: in `metrics.jsonl` steps strictly grow, across restarts too. A driver that was restored to step r drops the
-lines after r (those steps are trained again), and a last line that a crash left half written.
+What holds: in `metrics.jsonl` each surviving step stands once and in order, across restarts too (klong_rl.step_lines).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import time
 from pathlib import Path
 
 import msgspec
+
+from klong_rl.step_lines import StepLines, read_lines, replace_whole
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -101,24 +101,16 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: str | Path, restored_step: int = 0):
-        path = Path(run_dir) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _truncate(path, restored_step)
-        self._last_step = restored_step
-        self._file = open(path, "ab")
+        self._lines = StepLines(Path(run_dir) / METRICS_FILE, StepMetrics, restored_step)
         self._events = _Events(Path(run_dir) / TENSORBOARD_DIR, restored_step)
 
     def write(self, metrics: StepMetrics) -> None:
-        if metrics.step <= self._last_step:
-            raise ValueError(f"step {metrics.step} is not after step {self._last_step}, the last in {self._file.name}")
         scalars = metrics.scalars()
-        self._file.write(msgspec.json.encode(metrics) + b"\n")
-        self._file.flush()
+        self._lines.write(metrics)
         self._events.write(metrics.step, scalars)
-        self._last_step = metrics.step
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
         self._events.close()
 
     def __enter__(self) -> MetricsLog:
@@ -162,28 +154,14 @@ def _tag(name: str) -> str:
     return f"time/{name}" if name.endswith("_s") else f"train/{name}"
 
 
-def _truncate(path: Path, restored_step: int) -> None:
-    if not path.exists():
-        return
-    kept = [metrics for metrics in read_metrics(path.parent) if metrics.step <= restored_step]
-    _replace(path, b"".join(msgspec.json.encode(metrics) + b"\n" for metrics in kept))
-
-
 def read_metrics(run_dir: str | Path) -> list[StepMetrics]:
-    """All steps written so far, oldest first; none if the file isn't there.
-
-    A last line without its newline is a crash's and is left out. msgspec.DecodeError on any other line that isn't one.
-    """
-    path = Path(run_dir) / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    return [msgspec.json.decode(line, type=StepMetrics) for line in lines[:-1]]
+    """All steps written so far, oldest first; none if the file isn't there. See `read_lines`."""
+    return read_lines(Path(run_dir) / METRICS_FILE, StepMetrics)
 
 
 def write_summary(run_dir: str | Path, summary: Summary) -> Path:
     path = Path(run_dir) / SUMMARY_FILE
-    _replace(path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    replace_whole(path, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
     return path
 
 
@@ -201,10 +179,3 @@ def installed_parts() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return parts
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Whole or not at all: a reader, or a crash, never sees half of it."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -85,10 +85,10 @@ async def scene(server, tmp_path):
     config = RunConfig(judge=JudgeConfig(grading_timeout_s=20), reward={"_target_": REWARD, "_partial_": True})
     config.agent.max_attempts = 2
     factory = {"_target_": "sandboxes.process.ProcessSandboxes", "run": address.run, "root": str(tmp_path)}
-    judge = JudgeActor(ActorSettings(config, "", address, factory), "judge-0")
+    judge = JudgeActor(ActorSettings(config, "", address, factory))
     async with await Buffer.connect(address) as buffer:
         stage = Scene(buffer, ProcessSandboxes(address.run, root=str(tmp_path)), judge)
-        await judge.start()
+        await judge.start("judge-0.1")
         stage.judging = asyncio.create_task(judge.run())
         try:
             yield stage

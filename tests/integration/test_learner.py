@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2
 
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, WindowRef
 from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
-from klong_rl.errors import UserError
+from klong_rl.errors import LearnerFailure, UserError
 from klong_rl.models import nano
 from klong_rl.types import EpisodeSpec, Outcome, Task, Verdict, Window
-from learners.group import LearnerFailure, LearnerGroup
+from learners.group import LearnerGroup
 from learners.job import LearnerJob
 from learners.publish import WeightFolder
 

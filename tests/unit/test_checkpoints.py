@@ -1,8 +1,8 @@
-"""Checkpoints: whole or absent, the newest found; and what a run's lineage says of staleness."""
+"""Checkpoints: whole or absent, the newest found; and a state that people can read."""
+
+import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from klong_rl.checkpoints import Checkpoints, RunState
 
@@ -13,7 +13,7 @@ def write(folder):
 
 def saved(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
-        checkpoints.save(RunState(step=step, lineage=[1, step]), write)
+        checkpoints.save(RunState(step=step, lineage={1: 0, 2: step}), write)
 
 
 def test_the_newest_is_found_and_only_so_many_are_kept(tmp_path):
@@ -21,7 +21,7 @@ def test_the_newest_is_found_and_only_so_many_are_kept(tmp_path):
     assert checkpoints.newest() is None
     saved(checkpoints, 4, 8, 12)
     assert [path.name for path in checkpoints.all()] == ["step-000008", "step-000012"]
-    assert Checkpoints.state(checkpoints.newest()) == RunState(step=12, lineage=[1, 12])
+    assert Checkpoints.state(checkpoints.newest()) == RunState(step=12, lineage={1: 0, 2: 12})
     assert (checkpoints.newest() / "weights").read_text() == "w"
 
 
@@ -54,17 +54,13 @@ def test_a_state_can_be_replaced_in_place(tmp_path):
     assert Checkpoints.state(checkpoints.newest()).evals == {"cold-s1": 0.5}
 
 
-@given(st.sets(st.integers(1, 60), min_size=1, max_size=20), st.integers(0, 5))
-def test_the_oldest_version_allowed_is_exactly_as_stale_as_the_bound(versions, bound):
-    state = RunState(lineage=sorted(versions))
-    oldest = state.oldest_version(bound)
-    assert state.staleness(oldest) <= bound
-    earlier = [version for version in versions if version < oldest]
-    assert all(state.staleness(version) > bound for version in earlier)
-
-
-def test_versions_of_a_lost_lineage_make_nothing_stale():
-    """Versions 4 to 9 were published after the checkpoint at version 3 and did not survive; 10 is the next."""
-    state = RunState(lineage=[1, 2, 3, 10])
-    assert state.staleness(3) == 1 and state.oldest_version(1) == 3
-    assert state.staleness(7) == 1, "sampled by weights that are gone, between the two that survive"
+def test_the_state_is_readable_and_says_how_far_the_weights_are_from_a_version(tmp_path):
+    """Version 3 was of step 2 and did not survive; 4 repeats the weights of 2."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(RunState(step=1, lineage={1: 0, 2: 1, 4: 1}), write)
+    text = (checkpoints.newest() / "state.json").read_text()
+    assert json.loads(text)["lineage"] == {"1": 0, "2": 1, "4": 1} and '    "4": 1' in text.splitlines()
+    state = Checkpoints.state(checkpoints.newest())
+    assert state.version == 4
+    assert [state.staleness(version) for version in (1, 2, 3, 4)] == [1, 0, 1, 0]
+    assert state.within_reach(0) == (2, (3,)) and state.within_reach(1) == (1, ())

@@ -76,13 +76,6 @@ class RecordingBuffer:
     async def policy_version(self) -> int:
         return self._version
 
-    async def publish_version(self) -> int:
-        self._version += 1
-        return self._version
-
-    async def abandon(self, owner: str, reason: str) -> None:
-        self.calls.append(("abandon", owner))
-
     async def commit(self, step: int) -> None:
         self.calls.append(("commit", step))
 
@@ -90,18 +83,18 @@ class RecordingBuffer:
         self.calls.append(("rollback", step))
 
 
-async def test_what_the_weights_hold_is_consumed_before_the_rest_is_given_out_again(tmp_path):
-    buffer, state = RecordingBuffer(version=9), RunState(step=6, lineage=[1, 5])
+async def test_what_the_weights_hold_is_consumed_before_the_rest_is_given_out_again():
+    buffer, state = RecordingBuffer(version=9), RunState(step=6, lineage={1: 0, 5: 6})
     await restore_buffer(buffer, state)
-    assert buffer.calls == [("abandon", ""), ("commit", 6), ("rollback", 6)]
-    assert state.lineage == [1, 5], "the same weights keep their version"
+    assert buffer.calls == [("commit", 6), ("rollback", 6)]
+    assert state.lineage == {1: 0, 5: 6}
 
 
-@pytest.mark.parametrize("version", [0, 1, 4])
-async def test_the_cold_start_is_version_1_however_often_it_is_come_back_to(version):
+@pytest.mark.parametrize("version, lineage", [(0, {}), (1, {1: 0}), (4, {1: 0})])
+async def test_version_1_was_the_cold_start_s_however_often_it_is_come_back_to(version, lineage):
     state = RunState()
     await restore_buffer(RecordingBuffer(version=version), state)
-    assert state.lineage == [1]
+    assert state.lineage == lineage
 
 
 async def test_a_buffer_ahead_of_the_newest_checkpoint_is_refused(tmp_path):

@@ -1,0 +1,114 @@
+"""The lives of the learner: when a rank is lost, a new group of ranks goes on from the newest checkpoint.
+
+    newest checkpoint ─▶ ranks ─▶ load ─▶ later leases ready again ─▶ publish as a new version ─▶ Training.run ─▶ done
+          ▲  (or the cold start)             metrics, ledger cut back                                 │
+          └───────────────────────────────────────────────────────── LearnerFailure, LeaseLost ◀──────┘
+
+A run's first start is a life like any other. The actors sample meanwhile, so a new life finds groups ready.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from klong_rl import resume
+from klong_rl.blocking import in_thread
+from klong_rl.buffer import Buffer
+from klong_rl.buffer.archive import Archiver
+from klong_rl.checkpoints import Checkpoints, RunState
+from klong_rl.config import RunConfig
+from klong_rl.errors import LearnerFailure
+from klong_rl.fleet import Fleet
+from klong_rl.ledger import Ledger
+from klong_rl.results import RunLog
+from klong_rl.tasks.base import TaskFamily
+from klong_rl.training import LeaseLost, Training
+
+FUTILE_LIVES = 3  # in a row that got no further than the ones before: it isn't chance
+
+
+class LearnerLives:
+    """Trains a run to its end. `new_learner` makes a learners.group.LearnerGroup, with the model of the cold start."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        checkpoints: Checkpoints,
+        buffer: Buffer,
+        fleet: Fleet,
+        family: TaskFamily,
+        archiver: Archiver,
+        log: RunLog,
+        new_learner: Callable[[], Any],
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.checkpoints = checkpoints
+        self.buffer = buffer
+        self.fleet = fleet
+        self.family = family
+        self.archiver = archiver
+        self.log = log
+        self._new_learner = new_learner
+
+    async def run(self, stage: int | None) -> None:
+        """Train through the stages that are left, entering at `stage` if one is asked for.
+
+        Raises what ended the last of FUTILE_LIVES, and at once whatever isn't the learner's.
+        """
+        first = self.checkpoints.newest()
+        state = self._state(stage)
+        began, furthest, futile = time.monotonic() - state.wall_s, state.step, 0
+        while True:
+            try:
+                return await self._live(state, began)
+            except (LearnerFailure, LeaseLost) as failure:
+                futile = 0 if state.step > furthest else futile + 1
+                furthest = max(furthest, state.step)
+                if futile == FUTILE_LIVES:
+                    raise
+                died = f"{failure} (after step {state.step})"
+            # Once this launch has made a checkpoint, that says where the run stands.
+            state = self._state(stage if self.checkpoints.newest() == first else None)
+            self.log.warn(f"{died}; a new learner goes on after step {state.step}")
+
+    def _state(self, stage: int | None) -> RunState:
+        state, _ = resume.where_to_begin(self.checkpoints, self.config.curriculum.stages, stage)
+        return state
+
+    async def _live(self, state: RunState, began: float) -> None:
+        """One group of ranks, from the newest checkpoint (whose state is `state`) to the end of the run, or its own."""
+        self.log.begin(state)
+        ledger = Ledger(self.run_dir, state.step)
+        learner = None
+        try:
+            self.log.phase("starting learner", state.stage)
+            learner = await in_thread(self._new_learner)
+            if (newest := self.checkpoints.newest()) is not None:
+                await in_thread(learner.load, newest / "megatron", stop=learner.shutdown)
+            await resume.restore_buffer(self.buffer, state)
+            training = Training(
+                self.config,
+                state,
+                self.buffer,
+                self.fleet,
+                learner,
+                self.family,
+                self.checkpoints,
+                self.archiver,
+                ledger,
+                self.log,
+                began,
+            )
+            await training.publish_restored()
+            self.log.phase("starting engines", state.stage)
+            await self.fleet.start()
+            await training.run()
+        finally:
+            if learner is not None:
+                learner.shutdown()
+            ledger.close()
