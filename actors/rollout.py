@@ -99,7 +99,7 @@ class RolloutActor:
         """Keep a snapshot of each running episode, give them all back, end the engine."""
         self._stopping = True
         await self._crew.stop()
-        await self._buffer.abandon(self._name, "its actor was stopped")
+        await self._buffer.abandon(self._owner, "its actor was stopped")
         await self._cleanup.aclose()
 
     async def _claim(self) -> Claim | None:

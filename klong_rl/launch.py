@@ -38,6 +38,7 @@ from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.lives import LearnerLives
 from klong_rl.monitor.metrics import SUMMARY_FILE
 from klong_rl.monitor.progress import FleetStatus, Progress
+from klong_rl.recorded import RecordedFleet
 from klong_rl.results import RunLog, show_finished
 
 STATUS_EVERY_S = 1.0
@@ -171,11 +172,17 @@ class Launch:
         """Of an earlier launch, keep those whose episodes go on, to be adopted. At the end none is kept."""
         factory = instantiate(spec)
         stack.push_async_callback(factory.close)
-        stack.push_async_callback(factory.reap, set())
-        in_progress = {episode.id for episode in await buffer.in_progress()}
-        left = await factory.reap(in_progress)
-        if left:
-            self.progress.say(f"removed {len(left)} sandboxes that an earlier launch left behind")
+        stack.push_async_callback(self._remove_sandboxes, factory)
+        under_way = {episode.id for episode in await buffer.in_progress()}
+        if removed := await factory.reap(under_way):
+            self.progress.say(f"removed {len(removed)} sandboxes that an earlier launch left behind")
+        if under_way:
+            self.progress.say(f"{len(under_way)} episodes of an earlier launch go on")
+
+    async def _remove_sandboxes(self, factory: Any) -> None:
+        """All of them. Snapshots stay as long as the run isn't finished: episodes go on from them."""
+        newest = self.checkpoints.newest()
+        await factory.reap(set(), snapshots=newest is not None and Checkpoints.state(newest).finished)
 
     async def _cold_start(self, cold: ColdStart, base: Path) -> Path:
         """The folder that RL starts from: the base checkpoint after SFT on demonstrations, made once."""
@@ -221,11 +228,14 @@ class Launch:
         weights.remove()  # of a launch that was killed
         return lambda: LearnerGroup(job, weights, address)
 
-    def _fleet(self, stack: AsyncExitStack, settings: Any, buffer: Buffer) -> Fleet:
+    def _fleet(self, stack: AsyncExitStack, settings: Any, buffer: Buffer) -> Fleet | RecordedFleet:
         from actors.judge import JudgeActor
         from actors.rollout import RolloutActor
 
-        fleet = Fleet(self.config, settings, RolloutActor, JudgeActor, buffer, self.progress.warn)
+        if self.config.rollout.recorded:
+            fleet = RecordedFleet(Path(self.config.rollout.recorded), buffer)
+        else:
+            fleet = Fleet(self.config, settings, RolloutActor, JudgeActor, buffer, self.progress.warn)
 
         async def stop() -> None:
             for complaint in await fleet.stop():

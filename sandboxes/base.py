@@ -108,10 +108,11 @@ class SandboxFactory(Protocol):
         good, InfrastructureFailure when it can't be used for other reasons; HostAway when that may pass.
         """
 
-    async def reap(self, keep: set[str]) -> list[str]:
+    async def reap(self, keep: set[str], *, snapshots: bool = True) -> list[str]:
         """Remove the sandboxes and snapshots of this run's episodes that aren't in `keep`; those episodes, sorted.
 
-        Of an episode in `keep`, the newest sandbox and all snapshots stay. Never touches another run's.
+        Of an episode in `keep`, the newest sandbox and all snapshots stay; with `snapshots` False, all snapshots do.
+        Never touches another run's.
         """
 
     async def forget_snapshots(self, episode: str) -> int:

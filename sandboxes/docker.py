@@ -139,13 +139,14 @@ class DockerSandboxes:
             raise
         return sandbox
 
-    async def reap(self, keep: set[str]) -> list[str]:
+    async def reap(self, keep: set[str], *, snapshots: bool = True) -> list[str]:
         """See `sandboxes.base.SandboxFactory`: containers first, since an image in use can't be removed."""
         found = newest_first(await self._containers())
         newest = {each["Labels"][EPISODE_LABEL]: each["Id"] for each in reversed(found)}  # the last one stays
         kept = {newest[episode] for episode in keep & newest.keys()}
         await asyncio.gather(*(self.remove(each["Id"]) for each in found if each["Id"] not in kept))
-        images = [image for image in await self._snapshots() if image["Labels"][EPISODE_LABEL] not in keep]
+        images = await self._snapshots() if snapshots else []
+        images = [image for image in images if image["Labels"][EPISODE_LABEL] not in keep]
         await self._remove_images(images)
         return sorted({each["Labels"][EPISODE_LABEL] for each in [*found, *images]} - keep)
 

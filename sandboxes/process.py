@@ -59,12 +59,13 @@ class ProcessSandboxes:
         await sandbox.take_over()
         return sandbox
 
-    async def reap(self, keep: set[str]) -> list[str]:
-        found = [*self.folder.glob("[!.]*"), *self.folder.glob(f"{SNAPSHOTS}/*")]
+    async def reap(self, keep: set[str], *, snapshots: bool = True) -> list[str]:
+        found = [*self.folder.glob("[!.]*"), *(self.folder.glob(f"{SNAPSHOTS}/*") if snapshots else ())]
         stale = {unquote(path.name) for path in found if path.is_dir()} - keep
         for episode in stale:
             await ProcessSandbox(self, episode).erase()
-            await self.forget_snapshots(episode)
+            if snapshots:
+                await self.forget_snapshots(episode)
         return sorted(stale)
 
     async def forget_snapshots(self, episode: str) -> int:
