@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow chaos lint setup system docker image smollm2 clean
+.PHONY: help run test test-slow nightly chaos lint setup system docker image smollm2 clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test-slow: setup  ## the tests that take minutes: learning curves, chaos, soak
 
 chaos: setup  ## kill parts of real runs and audit every token; ARGS="--seed 1 --kills 16 --json OUT"
 	@$(PYTHON) -m tests.chaos $(ARGS)
+
+nightly: setup  ## long searches: 2,000 histories of the buffer, 10,000 mutated messages
+	@KLONG_BUFFER_EXAMPLES=2000 KLONG_WIRE_EXAMPLES=10000 $(PYTEST) tests/integration/test_buffer_properties.py \
+		tests/integration/test_buffer_wire.py $(ARGS)
 
 lint: .venv/.installed  ## ruff, with the rules of pyproject.toml
 	@$(PYTHON) -m ruff check .

@@ -41,6 +41,7 @@ GROUP_SIZES = {"eval-0": 1, "eval-1": 2} | {f"train-{i}": 1 + i % 2 for i in ran
 MEMBERS = [(group, i) for group, size in GROUP_SIZES.items() for i in range(size + 1)]  # one too many of each
 REQUESTS = ["again-0", "again-1"]  # names that callers repeat, beside fresh ones
 FOREVER_S = 3600.0
+LONG = 50
 SUBMITTED = Outcome(kind="submitted")
 RUNS = itertools.count()
 
@@ -87,6 +88,7 @@ def in_state(*states: str) -> Callable[[BufferMachine], bool]:
 class BufferMachine(RuleBasedStateMachine):
     server: EmbeddedRedis
     restarts = 0
+    long_histories = 0  # of at least LONG transitions
     loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
@@ -95,6 +97,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer = self.loop.run_until_complete(Buffer.connect(address))
         self.model = Rules()
         self.fresh = itertools.count()
+        self.transitions = 0
         self.closed: set[str] = set()  # windows handed to close_group
         self.trained: dict[int, set[str]] = {}  # step -> windows, in the history that survives
         self.versions: list[int] = [0]
@@ -104,6 +107,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     def both(self, name: str, real: tuple, model: Callable[[], Any], again: bool = False) -> Any:
         """The answer or refusal both sides agree on. `again`: the transition is delivered a second time."""
+        self.transitions += 1 + again
         intended = self.intended()
         expected = _answer(model)
         found = _answer(lambda: self.loop.run_until_complete(getattr(self.buffer, name)(*real)))
@@ -433,6 +437,7 @@ class BufferMachine(RuleBasedStateMachine):
         assert self.appended == held + self.forgotten + given_up
 
     def teardown(self) -> None:
+        type(self).long_histories += self.transitions >= LONG
         for name, e in self.model.episodes.items():
             progress = self.loop.run_until_complete(self.buffer.progress(name))
             assert [encode(segment) for segment in progress.segments] == e.segments
@@ -460,11 +465,13 @@ def test_rules_and_redis_agree_whatever_the_callers_do(tmp_path: Path) -> None:
     # Synced each second, Redis answers before it writes while a sync is under way; a kill then loses what was answered.
     with EmbeddedRedis(tmp_path, fsync="always") as server, asyncio.Runner() as runner:
         machine = type("Machine", (BufferMachine,), {"server": server, "loop": runner.get_loop()})
+        examples = int(os.environ.get("KLONG_BUFFER_EXAMPLES", "200"))
         run = settings(
-            max_examples=int(os.environ.get("KLONG_BUFFER_EXAMPLES", "200")),
-            stateful_step_count=60,
+            max_examples=examples + examples // 4,  # some end early, so that LONG ones are enough
+            stateful_step_count=80,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
         run_state_machine_as_test(machine, settings=run)
         assert machine.restarts, "the fault fired"
+        assert machine.long_histories >= examples
