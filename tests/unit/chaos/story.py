@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from klong_rl.chain import link
@@ -118,9 +120,11 @@ class Story:
             self.count("drops", reason),
         )
 
-    def close(self, group: str) -> None:
+    def close(self, group: str, change: Callable[[np.ndarray], np.ndarray] = lambda tokens_T: tokens_T) -> None:
+        """`change` is what an error in making the windows would do to their tokens."""
         members = [told for told in self.told.values() if told.spec.group == group]
         made = [w for told in members if told.spec.purpose == "train" for w in split(told.spec, PREFIX, told.turns)]
+        made = [msgspec.structs.replace(window, tokens_T=change(window.tokens_T)) for window in made]
         self.windows[group] = made
         self.write(("INCR", self.key("order")), *(("SET", self.key("window", w.id), encode(w)) for w in made))
 

@@ -91,8 +91,8 @@ def test_lost_segments_removed_without_a_reason(story):
     story.play("g1-e0", [10, 11], [12])
     story.rewind("g1-e0", 1, reason=None)
     (crime,) = audit(story.end(steps=0)).crimes
-    assert (crime.kind, crime.tokens) == (LOST, 1)
-    assert crime.position == len(story.data)
+    assert (crime.kind, crime.tokens, crime.position) == (LOST, 1, len(story.data))
+    assert "removed without a reason" in crime.what
 
 
 def test_lost_an_intended_action_that_another_replaced(story):
@@ -113,6 +113,16 @@ def test_lost_a_turn_that_the_archive_leaves_out(story):
     story.train(1, "g1", [10, 11], [12], version=2)
     story.archive[0].turns.pop()
     assert LOST in kinds(story.end(steps=1))
+
+
+def test_lost_an_action_in_whose_place_the_archive_holds_another_that_fits_as_well(story):
+    story.admit("v-e", "v", "eval")
+    story.play("v-e", [30])
+    story.close("v")
+    story.told["v-e"].turns.clear()
+    story.told["v-e"].turns.append(story.turn("v-e", [31]))
+    story.forget("v")
+    assert kinds(story.end(steps=0)) == [LOST]
 
 
 def test_lost_a_window_that_was_neither_trained_nor_stale(story):
@@ -190,6 +200,17 @@ def test_a_chain_is_broken_by_any_change_of_what_was_sampled(story, change):
     assert BROKEN_CHAIN in kinds(story.end(steps=1))
 
 
+def test_a_window_with_the_right_targets_in_another_context_is_a_broken_chain(story):
+    story.admit("g1-e0", "g1")
+    story.play("g1-e0", [10], [11])
+    story.close("g1", change=lambda tokens_T: np.where(tokens_T == 7, 8, tokens_T))
+    story.lease(1, "g1")
+    story.learn(1, "g1", version=2)
+    story.commit(1, "g1")
+    story.forget("g1", 1)
+    assert kinds(story.end(steps=1)) == [BROKEN_CHAIN]
+
+
 def test_missing_an_episode_that_was_forgotten_and_not_archived(story):
     story.train(1, "g1", [10], version=2)
     story.archive.clear()
@@ -218,7 +239,8 @@ def test_a_ledger_with_a_step_missing_or_at_another_version_contradicts(story):
     story.train(2, "g2", [11], version=3)
     whole = list(story.ledger)
     story.ledger[:] = [whole[0], whole[1]._replace(version=1)]
-    assert CONTRADICTION in kinds(story.end(steps=2))
+    (crime,) = audit(story.end(steps=2)).crimes
+    assert crime.kind == CONTRADICTION and "began at version 1" in crime.what
     story.ledger[:] = whole[1:]
     assert CONTRADICTION in kinds(story.end(steps=2))
 
