@@ -27,6 +27,7 @@ class Action:
     episode: str
     turn: Turn
     position: int
+    epoch: int | None = None  # of the holder that appended it; None for an intention
     fate: str = HELD
     reason: str = ""
     left_at: int | None = None  # where it left Redis
@@ -36,6 +37,7 @@ class Action:
         return len(self.turn.action_A)
 
     def leave(self, fate: str, reason: str, position: int) -> None:
+        """It is no longer in Redis."""
         self.fate, self.reason, self.left_at = fate, reason, position
 
 
@@ -83,3 +85,15 @@ class History:
     leases: list[Lease] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)  # groups that were archived
     versions: list[int] = field(default_factory=list)  # policy versions, as published
+
+    def went_on(self) -> list[str]:
+        """Episodes that came to their end with turns of more than one holder: they went on in the middle."""
+        kept = {
+            name: {action.epoch for action in episode.actions if action.fate != GIVEN_UP}
+            for name, episode in self.episodes.items()
+        }
+        return [name for name, epochs in kept.items() if len(epochs) > 1]
+
+    def interrupted(self) -> int:
+        """Commands whose holder died, so that the agent was told that they were interrupted."""
+        return sum(action.turn.interrupted for episode in self.episodes.values() for action in episode.actions)

@@ -154,7 +154,7 @@ class _Step:
                 raise Unreadable(f"segment {len(episode.live)} of {episode.id} became {effect.words[0]!r}")
             if segment.prefix_P is not None:
                 episode.prefix_P = segment.prefix_P
-            actions = [Action(episode.id, turn, self.position) for turn in segment.turns]
+            actions = [Action(episode.id, turn, self.position, segment.epoch) for turn in segment.turns]
             episode.actions += actions
             episode.live.append(actions)
         else:

@@ -39,6 +39,9 @@ class Campaign:
     tokens: Counter[str] = field(default_factory=Counter)
     crimes: list[Crime] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    episodes: int = 0
+    went_on: int = 0  # episodes that came to their end with turns of more than one holder
+    interrupted: int = 0  # commands that their agents were told were interrupted
 
     def add(self, kills: list[Fired], history: History, found: Audit) -> None:
         """Lay what one run cost at the feet of its kills: each at that of the last one before it."""
@@ -54,6 +57,9 @@ class Campaign:
         self.fired += kills
         self.tokens += found.tokens
         self.crimes += found.crimes
+        self.episodes += len(history.episodes)
+        self.went_on += len(history.went_on())
+        self.interrupted += history.interrupted()
 
     def is_clean(self, wanted: int) -> bool:
         return not self.crimes and not self.failures and len(self.fired) >= wanted
@@ -104,6 +110,10 @@ def show(campaign: Campaign, kinds: list[str], console: Console) -> None:
     """The table, the account of tokens, and everything that doesn't fit."""
     console.print(table(campaign, kinds))
     console.print("action tokens by what became of them: " + ", ".join(f"{n} {x}" for x, n in campaign.tokens.items()))
+    console.print(
+        f"{campaign.went_on} of {campaign.episodes} episodes went on in the middle under another holder; "
+        f"{campaign.interrupted} commands were reported to their agents as interrupted"
+    )
     for text in campaign.not_fired:
         console.print(f"did not fire, not counted: {text}", markup=False)
     for crime in campaign.crimes:
@@ -119,6 +129,9 @@ def write_json(campaign: Campaign, seed: int, path: Path) -> None:
         "fired": [asdict(kill) for kill in campaign.fired],
         "not_fired": campaign.not_fired,
         "tokens": dict(campaign.tokens),
+        "episodes": campaign.episodes,
+        "went_on": campaign.went_on,
+        "interrupted": campaign.interrupted,
         "crimes": [crime._asdict() for crime in campaign.crimes],
         "failures": campaign.failures,
     }

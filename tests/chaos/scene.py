@@ -33,7 +33,7 @@ DOCKER_S = 60.0  # for one call of the daemon
 
 # A whole run on the real parts: episodes of several turns, so that a kill finds them in the middle; a checkpoint every
 # other step, so that a restore has something to undo; commands that take their time, so that kills find them running.
-STAGES = ((4, 10, 16), (6, 14, 20))  # difficulty, turns, steps
+STAGES = ((4, 10, 8), (6, 14, 10))  # difficulty, turns, steps
 STEPS = sum(steps for *_, steps in STAGES)
 MAX_STALENESS = 1
 SETTINGS = (
@@ -43,6 +43,7 @@ SETTINGS = (
     f"rollout.max_staleness={MAX_STALENESS}",
     "rollout.step_timeout_s=400",
     "actors.episodes=16",
+    "sandbox.snapshot_every_s=2",
     "learner.checkpoint_every=2",
     "curriculum.stages=["
     + ",".join(f"{{difficulty:{d},timeout_s:60,max_turns:{turns},steps:{steps}}}" for d, turns, steps in STAGES)

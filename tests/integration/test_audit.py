@@ -146,6 +146,7 @@ async def test_every_transition_is_understood(run):
         "left in the buffer, for a later step": 1,
     }
     assert [lease.end for lease in history.leases] == ["rolled back", "committed"]
+    assert history.went_on() == ["a"]
     assert history.versions == [1, 2, 3]
 
 
