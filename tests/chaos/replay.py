@@ -163,8 +163,7 @@ class _Step:
     def _segment(self, effect: Effect) -> None:
         if effect.name == "DEL":
             episode, _, seq = effect.thing.rpartition(":")
-            for action in self.history.episodes[episode].live[int(seq)]:
-                action.leave(self.fate, self.reason, self.position)
+            self._leave(self.history.episodes[episode].live[int(seq) : int(seq) + 1])
         else:
             raise Unreadable(f"{effect.name} on {effect.kind}:{effect.thing}")
 
@@ -172,9 +171,14 @@ class _Step:
         episode = self.history.episodes[effect.thing]
         if effect.name in ("DEL", "LTRIM"):
             kept = 0 if effect.name == "DEL" else int(effect.words[1]) + 1
+            self._leave(episode.live[kept:])
             episode.live = episode.live[:kept]
         elif effect.name != "RPUSH":
             raise Unreadable(f"{effect.name} on {effect.kind}:{effect.thing}")
+
+    def _leave(self, segments: list[list[Action]]) -> None:
+        for action in (action for segment in segments for action in segment):
+            action.leave(self.fate, self.reason, self.position)
 
     def _window(self, effect: Effect) -> None:
         if effect.name == "SET":
