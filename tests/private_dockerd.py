@@ -23,7 +23,7 @@ class PrivateDockerd:
 
     def __init__(self, folder: Path, *, live_restore: bool = False) -> None:
         self._folder = Path(folder)
-        self._live_restore = live_restore
+        self.live_restore = live_restore
         self._process: subprocess.Popen | None = None
         self.host = f"unix://{self._folder}/docker.sock"
         self.log = self._folder / "dockerd.log"
@@ -48,7 +48,7 @@ class PrivateDockerd:
             "--bridge=none",
             "--iptables=false",
             "--ip6tables=false",
-            f"--live-restore={str(self._live_restore).lower()}",
+            f"--live-restore={str(self.live_restore).lower()}",
         ]
         (self._folder / "no-config.json").write_text("{}")
         with self.log.open("ab") as output:
