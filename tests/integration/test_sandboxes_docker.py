@@ -11,8 +11,10 @@ import pytest
 
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.types import Limits
-from sandboxes.base import HostAway
+from sandboxes import container
+from sandboxes.base import Adopted, HostAway
 from sandboxes.docker import DockerSandboxes, preflight
+from sandboxes.stream import AttachedStream
 
 pytestmark = pytest.mark.integration
 
@@ -126,6 +128,18 @@ async def test_another_process_adopts_the_newest_container_of_an_episode(factory
         [sys.executable, "-c", ADOPT, factory.run], capture_output=True, text=True, timeout=60, check=True
     )
     assert other.stdout.split() == ["new", "kept", "/tmp"]
+
+
+async def test_a_shell_that_an_earlier_owner_asked_for_before_and_got_after_the_adoption_is_not_used(
+    factory, sandbox, client
+):
+    made = client.api.exec_create(sandbox.name, container.SUPERVISOR, stdin=True, user="agent")
+    adopted = await factory.adopt("e")
+    running = asyncio.create_task(run(adopted, "sleep 1; echo done"))
+    late = client.api.exec_start(made["Id"], socket=True)
+    with pytest.raises(Adopted, match="another owner"):
+        await sandbox._take(AttachedStream(late))
+    assert (await running).output == "done\n"
 
 
 async def test_reap_keeps_the_newest_container_of_an_episode_alone(factory, sandbox, client):
