@@ -115,8 +115,8 @@ class SandboxFactory(Protocol):
         Never touches another run's.
         """
 
-    async def forget_snapshots(self, episode: str) -> int:
-        """Remove an episode's snapshots but for those that a sandbox still runs from; how many were removed."""
+    async def forget_snapshots(self, episode: str, keep: str = "") -> int:
+        """Remove an episode's snapshots but `keep` and those that a sandbox still runs from; how many were removed."""
 
     async def close(self) -> None:
         """Let go of connections and threads. Sandboxes stay, to be adopted: closing those is `Sandbox.close`."""

@@ -150,9 +150,10 @@ class DockerSandboxes:
         await self._remove_images(images)
         return sorted({each["Labels"][EPISODE_LABEL] for each in [*found, *images]} - keep)
 
-    async def forget_snapshots(self, episode: str) -> int:
+    async def forget_snapshots(self, episode: str, keep: str = "") -> int:
         """See `sandboxes.base.SandboxFactory`."""
-        return await self._remove_images(await self._snapshots(f"{EPISODE_LABEL}={episode}"))
+        images = await self._snapshots(f"{EPISODE_LABEL}={episode}")
+        return await self._remove_images([image for image in images if image["Id"] != keep])
 
     async def close(self) -> None:
         """Let go of the daemon; containers stay, to be adopted."""
@@ -233,9 +234,13 @@ class DockerSandbox(ShellSandbox):
         await self._call("looking at", lambda api: api.inspect_container(self.name), RESTART_S)
 
     async def snapshot(self, tag: str) -> str:
-        """Commit the container (paused meanwhile; 1 s per 100 MB written) as `klong-snapshot:TAG`; the image's id."""
+        """Commit the container, paused meanwhile (1 s per 100 MB written); the image's id.
+
+        The tag that `docker images` shows begins with the container's id: episodes don't take it from each other.
+        """
+        full = f"{self._id[:12]}-{tag}"
         async with self._lock:
-            return await self._call("committing", lambda api: container.commit(api, self.name, tag), SNAPSHOT_S)
+            return await self._call("committing", lambda api: container.commit(api, self.name, full), SNAPSHOT_S)
 
     async def _remove(self) -> None:
         await self._factory.remove(self.name)

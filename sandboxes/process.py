@@ -60,20 +60,21 @@ class ProcessSandboxes:
         return sandbox
 
     async def reap(self, keep: set[str], *, snapshots: bool = True) -> list[str]:
-        found = [*self.folder.glob("[!.]*"), *(self.folder.glob(f"{SNAPSHOTS}/*") if snapshots else ())]
-        stale = {unquote(path.name) for path in found if path.is_dir()} - keep
+        kept = self.folder.glob(f"{SNAPSHOTS}/*/*") if snapshots else ()
+        found = {*self.folder.glob("[!.]*"), *(path.parent for path in kept)}
+        stale = {unquote(path.name) for path in found} - keep
         for episode in stale:
             await ProcessSandbox(self, episode).erase()
             if snapshots:
                 await self.forget_snapshots(episode)
         return sorted(stale)
 
-    async def forget_snapshots(self, episode: str) -> int:
-        folder = ProcessSandbox(self, episode).snapshots
-        tags = len(list(folder.glob("[!.]*")))
-        if folder.exists():
-            await asyncio.to_thread(shutil.rmtree, folder)
-        return tags
+    async def forget_snapshots(self, episode: str, keep: str = "") -> int:
+        """See `sandboxes.base.SandboxFactory`. What a snapshot that was cut short left goes too."""
+        stale = [path for path in ProcessSandbox(self, episode).snapshots.glob("*") if str(path) != keep]
+        for path in stale:
+            await asyncio.to_thread(shutil.rmtree, path)
+        return sum(not path.name.startswith(".") for path in stale)
 
     async def close(self) -> None:
         """Nothing is held; sandboxes stay, to be adopted."""
