@@ -52,9 +52,17 @@ class BufferJournal:
     """
 
     def __init__(
-        self, buffer: Buffer, claim: Claim, prefix_P: np.ndarray, sandbox: Any, n_turns: int, snapshot_every_s: float
+        self,
+        buffer: Buffer,
+        sandboxes: Any,
+        claim: Claim,
+        prefix_P: np.ndarray,
+        sandbox: Any,
+        n_turns: int,
+        snapshot_every_s: float,
     ) -> None:
         self._buffer = buffer
+        self._sandboxes = sandboxes
         self._episode, self._epoch = claim.spec.id, claim.epoch
         self._prefix_P = prefix_P
         self._sandbox = sandbox
@@ -80,9 +88,10 @@ class BufferJournal:
         return limits
 
     async def snapshot(self, sandbox: Any) -> None:
-        """Keep `sandbox` as it is after the turns so far. Raises InfrastructureFailure, StaleEpoch."""
+        """Keep `sandbox` as it is after the turns so far, and none older. Raises InfrastructureFailure, StaleEpoch."""
         image = await sandbox.snapshot(f"{self._epoch}-{self.n_segments}")
         await self._buffer.keep_snapshot(self._episode, self._epoch, self.n_segments, image)
+        await self._sandboxes.forget_snapshots(self._episode, keep=image)
 
     async def _try_snapshot(self) -> None:
         self._snapshot_taken = time.monotonic()

@@ -93,7 +93,7 @@ class SandboxConfig:
     image: str = "klong-sandbox"
     runtime: str = ""  # "runsc" for gVisor; empty: Docker's default
     setup_timeout_s: float = 120.0
-    snapshot_every_s: float = 0.0  # of an episode under way, to go on from where its sandbox is lost; 0: never
+    snapshot_every_s: float = 600.0  # of an episode under way, to go on from where its sandbox is lost; 0: never
 
 
 @dataclass

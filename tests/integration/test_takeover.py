@@ -73,7 +73,7 @@ class Scene:
         self.begun = begun = await take_over(self.buffer, self.sandboxes, claim)
         agent = Agent(CONFIG, RULE, self.chat, engine := ScriptedEngine(self.chat, script))
         prefix_P = agent.prefix(claim.spec)
-        journal = Mortal(self.buffer, claim, prefix_P, begun.sandbox, len(begun.turns), 0.0)
+        journal = Mortal(self.buffer, self.sandboxes, claim, prefix_P, begun.sandbox, len(begun.turns), 0.0)
         journal.dies_at, journal.snapshot_after = dies_at, snapshot_after
         try:
             outcome = begun.outcome or await agent.run(
@@ -193,9 +193,12 @@ async def test_snapshots_are_taken_beside_the_turns_when_their_time_has_come(sce
     begun = await take_over(scene.buffer, scene.sandboxes, claim)
     agent = Agent(CONFIG, RULE, scene.chat, ScriptedEngine(scene.chat, SCRIPT))
     prefix_P = agent.prefix(claim.spec)
-    journal = BufferJournal(scene.buffer, claim, prefix_P, begun.sandbox, 0, snapshot_every_s=1e-9)
+    journal = BufferJournal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, 0, snapshot_every_s=1e-9)
     await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
-    assert (await scene.buffer.progress("e")).snapshot.n_segments == 4
+    snapshot = (await scene.buffer.progress("e")).snapshot
+    assert snapshot.n_segments == 4
+    assert await scene.sandboxes.forget_snapshots("e", keep=snapshot.image) == 0, "no older one is kept"
+    assert await scene.sandboxes.forget_snapshots("e") == 1
 
 
 async def test_a_set_up_that_was_cut_short_is_begun_anew(scene):
@@ -239,7 +242,7 @@ async def test_a_holder_that_was_thought_dead_runs_no_further_command(scene):
     await scene.hold(SCRIPT)
     agent = Agent(CONFIG, RULE, scene.chat, ScriptedEngine(scene.chat, [f"echo late >> log{END}"]))
     prefix_P = agent.prefix(claim.spec)
-    journal = BufferJournal(scene.buffer, claim, prefix_P, begun.sandbox, 0, 0.0)
+    journal = BufferJournal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, 0, 0.0)
     with pytest.raises(StaleEpoch):
         await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
     assert await scene.log() == b"0\n1\n2\n"
