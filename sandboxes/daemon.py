@@ -24,6 +24,7 @@ from typing import TypeVar
 import docker
 import requests
 
+from klong_rl.seldom import Seldom
 from sandboxes.base import HostAway, InfrastructureFailure
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Daemon:
         self._base_url = base_url
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="docker")
         self._local = threading.local()
+        self._away = Seldom()
 
     async def call(self, doing: str, use: Callable[[docker.APIClient], T], *, deadline_s: float) -> T:
         """`use(client)` in a thread, again from its start whenever the daemon went away in the middle of it.
@@ -60,7 +62,7 @@ class Daemon:
                         return await self._once(doing, use, deadline_s)
                     except HostAway as away:
                         last = away
-                        if pause_s == PAUSE_S:
+                        if self._away.due():  # for all the calls that wait
                             log.warning("waiting up to %g s for the Docker daemon: %s", deadline_s, away)
                     await asyncio.sleep(pause_s)
                     pause_s = min(PAUSE_AT_MOST_S, 2 * pause_s)
