@@ -166,7 +166,7 @@ class _Attempt:
             observation_O=self._observation(turn, text),
             exit_code=result.exit_code,
             interrupted=result.interrupted,
-            seconds=clock.seconds(),
+            seconds=turn.seconds + result.seconds,  # without the wait for a daemon that was away
         )
 
     def _interrupted(self, turn: Turn) -> Turn:

@@ -72,15 +72,15 @@ def _has_begun(progress: Progress) -> bool:
 async def _restore(
     buffer: Buffer, sandboxes: Any, claim: Claim, progress: Progress, turns: list[Turn], snapshot: Snapshot
 ) -> Begun:
-    sandbox = await sandboxes.create(claim.spec.id, claim.epoch, snapshot.image, claim.spec.task.limits)
-    n = snapshot.n_segments
-    if n == len(progress.segments) and progress.outcome is None:
-        log.info("episode %s goes on after turn %d from its snapshot", claim.spec.id, len(turns))
-        return Begun(sandbox, turns, progress.intended)
-    given_up = await buffer.rewind(claim.spec.id, claim.epoch, n, RESTORED)
-    kept = [turn for segment in progress.segments[:n] for turn in segment.turns]
-    log.warning("episode %s goes on after turn %d from its snapshot, %d tokens given up", claim.spec.id, n, given_up)
-    return Begun(sandbox, kept)
+    n, episode, kept, intended = snapshot.n_segments, claim.spec.id, turns, progress.intended
+    if n < len(progress.segments) or progress.outcome is not None:
+        # Before the sandbox is there: whoever adopts it must find turns that agree with it.
+        given_up = await buffer.rewind(episode, claim.epoch, n, RESTORED)
+        log.warning("episode %s goes back to its snapshot after turn %d, %d tokens given up", episode, n, given_up)
+        kept, intended = [turn for segment in progress.segments[:n] for turn in segment.turns], None
+    sandbox = await sandboxes.create(episode, claim.epoch, snapshot.image, claim.spec.task.limits)
+    log.info("episode %s goes on after turn %d from its snapshot", episode, len(kept))
+    return Begun(sandbox, kept, intended)
 
 
 async def _remove_left_over(sandboxes: Any, episode: str) -> None:

@@ -177,6 +177,26 @@ async def test_without_its_sandbox_it_goes_on_from_its_snapshot(scene):
     assert set((await scene.buffer.counts()).discarded) == {RESTORED}
 
 
+async def test_a_holder_that_dies_as_it_restores_leaves_turns_that_agree_with_the_sandbox(scene, monkeypatch):
+    await scene.buffer.admit(scene.spec)
+    await scene.hold(SCRIPT, dies_at="turn 1", snapshot_after=0)
+    await scene.lose_the_sandbox()
+    create = scene.sandboxes.create
+
+    async def create_and_die(*args):
+        await (await create(*args)).release()
+        raise HolderDies
+
+    monkeypatch.setattr(scene.sandboxes, "create", create_and_die)
+    with pytest.raises(HolderDies):
+        await scene.hold(SCRIPT[1:])
+    monkeypatch.undo()
+    await scene.buffer.abandon("actor", "it died")
+    await scene.hold(SCRIPT[1:])
+    await scene.assert_whole(*WHOLE)
+    assert await scene.log() == b"0\n1\n2\n"
+
+
 async def test_a_snapshot_that_is_up_to_date_costs_nothing_and_keeps_the_intended_action(scene):
     await scene.buffer.admit(scene.spec)
     await scene.hold(SCRIPT, dies_at="intended 1", snapshot_after=0)
