@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from klong_rl.interrupt import EXIT_CODES
 from tests.chaos.campaign import attack
 from tests.chaos.faults import FAULTS
 from tests.chaos.report import show, write_json
@@ -36,6 +38,7 @@ def main() -> int:
     def say(text: str) -> None:
         console.print(f"{time.monotonic() - began:6.0f} s  {text}", markup=False, highlight=False)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_CODES[signal.SIGTERM]))  # so that what was started is ended
     daemon.start()
     try:
         daemon.load_image(IMAGE)
