@@ -30,7 +30,7 @@ REDIS = "/usr/bin/redis-server"
 VICTIM_S = 60.0  # for something to be there that can be killed
 GONE_S = 10.0  # for what was killed to be gone
 RECOVERY_S = 240.0  # several times what any takes on two cores
-REMOVED_SHARE = 0.3  # of the killed containers: not only stopped, but gone with their files
+REMOVED_SHARE = 0.5  # of the killed containers: not only stopped, but gone with their files
 DAEMON_DOWN_S = (1.0, 3.0)  # as a service manager restarts it
 FINAL = ("judged", "dropped", "archived")
 
