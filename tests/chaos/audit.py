@@ -73,10 +73,15 @@ class Evidence(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """`tokens`: action tokens by what became of them. They sum to all that were ever sampled into the buffer."""
+    """`tokens`: action tokens by what became of them. They sum to all that were ever sampled into the buffer.
+
+    `checked`: how much there was to check. `oldest`: the largest distance, in updates, of a token that was trained.
+    """
 
     tokens: Counter[str]
     crimes: list[Crime]
+    checked: Counter[str] = Counter()
+    oldest: int = 0
 
 
 def audit(evidence: Evidence) -> Audit:
@@ -84,7 +89,15 @@ def audit(evidence: Evidence) -> Audit:
     tokens, crimes = account(evidence)
     for check in (episodes, steps, windows, staleness, chains):
         crimes += check(evidence)
-    return Audit(tokens, crimes)
+    checked = Counter(
+        {
+            "episodes": len(evidence.history.episodes),
+            "learner steps": len(evidence.ledger),
+            "windows trained": sum(len(line.windows) for line in evidence.ledger),
+            "links of digest chains": sum(len(archived.turns) for archived in evidence.archive),
+        }
+    )
+    return Audit(tokens, crimes, checked, max((line.staleness_max for line in evidence.ledger), default=0))
 
 
 def account(evidence: Evidence) -> tuple[Counter[str], list[Crime]]:

@@ -39,7 +39,8 @@ class Campaign:
     tokens: Counter[str] = field(default_factory=Counter)
     crimes: list[Crime] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    episodes: int = 0
+    checked: Counter[str] = field(default_factory=Counter)
+    oldest: int = 0  # the largest distance, in updates, of a token that was trained
     went_on: int = 0  # episodes that came to their end with turns of more than one holder
     interrupted: int = 0  # commands that their agents were told were interrupted
 
@@ -57,7 +58,8 @@ class Campaign:
         self.fired += kills
         self.tokens += found.tokens
         self.crimes += found.crimes
-        self.episodes += len(history.episodes)
+        self.checked += found.checked
+        self.oldest = max(self.oldest, found.oldest)
         self.went_on += len(history.went_on())
         self.interrupted += history.interrupted()
 
@@ -111,8 +113,12 @@ def show(campaign: Campaign, kinds: list[str], console: Console) -> None:
     console.print(table(campaign, kinds))
     console.print("action tokens by what became of them: " + ", ".join(f"{n} {x}" for x, n in campaign.tokens.items()))
     console.print(
-        f"{campaign.went_on} of {campaign.episodes} episodes went on in the middle under another holder; "
-        f"{campaign.interrupted} commands were reported to their agents as interrupted"
+        f"checked: {', '.join(f'{n} {what}' for what, n in campaign.checked.items())}; no token that was trained is "
+        f"older than {campaign.oldest} updates"
+    )
+    console.print(
+        f"{campaign.went_on} episodes went on in the middle under another holder; {campaign.interrupted} commands were "
+        "reported to their agents as interrupted"
     )
     for text in campaign.not_fired:
         console.print(f"did not fire, not counted: {text}", markup=False)
@@ -129,7 +135,8 @@ def write_json(campaign: Campaign, seed: int, path: Path) -> None:
         "fired": [asdict(kill) for kill in campaign.fired],
         "not_fired": campaign.not_fired,
         "tokens": dict(campaign.tokens),
-        "episodes": campaign.episodes,
+        "checked": dict(campaign.checked),
+        "oldest": campaign.oldest,
         "went_on": campaign.went_on,
         "interrupted": campaign.interrupted,
         "crimes": [crime._asdict() for crime in campaign.crimes],

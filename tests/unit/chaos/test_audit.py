@@ -35,6 +35,8 @@ def test_a_run_without_faults_is_accounted_for(story):
     found = audit(story.end(steps=1))
     assert found.crimes == []
     assert found.tokens == {"trained": 3, "evaluation": 3}
+    assert found.checked["episodes"] == 2 and found.checked["links of digest chains"] == 3
+    assert (found.checked["windows trained"], found.oldest) == (1, 0)
 
 
 def test_tokens_given_up_are_accounted_for_by_their_reasons(story):
