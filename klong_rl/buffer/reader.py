@@ -52,8 +52,8 @@ class Reader:
             failures=int(failures),
             owner=(owner or b"").decode(),
             n_segments=n_segments,
-            outcome=_whole(outcome, Outcome, key) if outcome else None,
-            verdict=_whole(verdict, Verdict, key) if verdict else None,
+            outcome=_if_any(outcome, Outcome, key),
+            verdict=_if_any(verdict, Verdict, key),
             reason=(reason or b"").decode(),
         )
 
@@ -83,9 +83,9 @@ class Reader:
             raise Unknown("episode", episode)
         return Progress(
             segments=(await self._segments("progress", {episode: held}))[episode],
-            intended=_whole(intended, Turn, key) if intended else None,
+            intended=_if_any(intended, Turn, key),
             snapshot=Snapshot(image.decode(), int(n_segments)) if image else None,
-            outcome=_whole(outcome, Outcome, key) if outcome else None,
+            outcome=_if_any(outcome, Outcome, key),
         )
 
     async def in_progress(self) -> list[InProgress]:
@@ -139,8 +139,8 @@ class Reader:
         return [
             Member(
                 _whole(spec, EpisodeSpec, key),
-                _whole(outcome, Outcome, key) if outcome else None,
-                _whole(verdict, Verdict, key) if verdict else None,
+                _if_any(outcome, Outcome, key),
+                _if_any(verdict, Verdict, key),
                 segments[episode],
             )
             for episode, (spec, outcome, verdict) in zip(episodes, found[::2], strict=True)
@@ -161,14 +161,14 @@ class Reader:
         (ids,) = await self._redis.read("results", ("LRANGE", self._key("members", group), 0, -1))
         if not ids:
             raise Unknown("group", group)
+        keys = [(self._key("episode", i.decode()), self._key("sizes", i.decode())) for i in ids]
         commands: list[tuple] = []
-        for episode in (i.decode() for i in ids):
-            commands.append(("HMGET", self._key("episode", episode), "outcome", "verdict"))
-            commands.append(("LLEN", self._key("sizes", episode)))
+        for episode, sizes in keys:
+            commands += [("HMGET", episode, "outcome", "verdict"), ("LLEN", sizes)]
         found = await self._redis.read("results", *commands)
         return [
-            Result(decode(outcome, Outcome) if outcome else None, decode(verdict, Verdict) if verdict else None, length)
-            for (outcome, verdict), length in zip(found[::2], found[1::2], strict=True)
+            Result(_if_any(outcome, Outcome, key), _if_any(verdict, Verdict, key), n_segments)
+            for (key, _), (outcome, verdict), n_segments in zip(keys, found[::2], found[1::2], strict=True)
         ]
 
     async def scores(self, group_prefix: str = "") -> dict[str, float]:
@@ -273,3 +273,7 @@ def _whole(data: bytes | None, kind: type[T], key: str) -> T:
         return decode(data, kind)
     except WireError as error:
         raise WireError(f"{key} holds a damaged record: {error}") from error
+
+
+def _if_any(data: bytes | None, kind: type[T], key: str) -> T | None:
+    return None if data is None else _whole(data, kind, key)

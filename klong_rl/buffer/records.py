@@ -10,6 +10,7 @@ import msgspec
 
 from klong_rl.buffer.url import parse
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
+from klong_rl.wire import WireError
 
 # The run is the hash tag of every key, so braces would move keys to other slots of a cluster.
 _RUN = re.compile(r"[A-Za-z0-9._-]+")
@@ -59,7 +60,11 @@ class WindowRef(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def unpack(cls, packed: bytes) -> WindowRef:
-        return _REF.decode(packed)
+        """What `pack` made. Raises WireError for anything else."""
+        try:
+            return _REF.decode(packed)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise WireError(f"WindowRef: {packed[:64]!r} is no reference of a window: {error}") from error
 
 
 _REF = msgspec.msgpack.Decoder(WindowRef)

@@ -46,6 +46,8 @@ class OneServer:
 
     async def send(self, key: str, commands: Sequence[tuple]) -> list[Any]:
         """What the server that holds `key` answers to these commands, sent at once."""
+        if len(commands) == 1:  # half the time of a pipeline of one
+            return [await self.client.execute_command(*commands[0])]
         pipe = self.client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)

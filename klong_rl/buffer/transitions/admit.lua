@@ -11,7 +11,7 @@ if known then
 end
 local f = redis.call("HMGET", key("group", group), "size", "purpose")
 local members = redis.call("LLEN", key("members", group))
-if f[1] and (f[1] ~= ARGV[3] or f[2] ~= purpose or members >= size) then return conflict("group", group) end
+if f[1] and (tonumber(f[1]) ~= size or f[2] ~= purpose or members >= size) then return conflict("group", group) end
 
 local mine = rank(purpose)
 if not f[1] then

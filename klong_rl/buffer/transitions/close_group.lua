@@ -1,14 +1,23 @@
 -- ARGV: group, then for each window: id, reference, tokens, encoded window. Answers 1, or 0 when closed before.
 if #ARGV % 4 ~= 1 then malformed(#ARGV .. " arguments", "1 and 4 for each window") end
 local group = ARGV[1]
-for i = 2, #ARGV, 4 do
-  int(i + 2, "tokens")
-  frame(i + 3, "window", WINDOW)
-  local ok, ref = pcall(cmsgpack.unpack, ARGV[i + 1])
-  if not ok or type(ref) ~= "table" or ref[1] ~= ARGV[i] or ref[2] ~= tonumber(ARGV[i + 2])
-    or type(ref[4]) ~= "table" or type(ref[4][1]) ~= "number" then
-    malformed("reference of window " .. ARGV[i], "id, tokens, targets, versions, stage, group")
+local function integers(numbers)
+  if type(numbers) ~= "table" or #numbers == 0 then return false end
+  for _, n in pairs(numbers) do
+    if type(n) ~= "number" or n ~= math.floor(n) then return false end
   end
+  return true
+end
+local function only_one(ok, ...) return ok and select("#", ...) == 1 and (...) end
+local seen = {}
+for i = 2, #ARGV, 4 do
+  local tokens, ref = int(i + 2, "tokens"), only_one(pcall(cmsgpack.unpack, ARGV[i + 1]))
+  frame(i + 3, "window", WINDOW)
+  if type(ref) ~= "table" or #ref ~= 6 or ref[1] ~= ARGV[i] or ref[2] ~= tokens or ref[6] ~= group
+    or not integers({tokens, ref[3], ref[5]}) or not integers(ref[4]) or seen[ARGV[i]] then
+    malformed("reference of window " .. i, "id (once), tokens, targets, versions, stage, group")
+  end
+  seen[ARGV[i]] = true
 end
 if redis.call("SISMEMBER", key("forgotten"), group) == 1 then return {"OK", 0} end
 local f = redis.call("HMGET", key("group", group), "state", "purpose")

@@ -1,8 +1,8 @@
 -- ARGV: group, timeout in active seconds, turns. New limits for all members of a group, while none of them has ended:
 -- members of a group share a baseline, so they share their limits. Answers 1, or 0 when one has, or nothing grew.
 arguments(3)
-local group, timeout_s, max_turns = ARGV[1], tonumber(ARGV[2]), int(3, "max_turns")
-if not timeout_s or not (timeout_s > 0 and timeout_s < math.huge) then malformed("timeout_s", "a number above 0") end
+local group, timeout_s, max_turns = ARGV[1], number(2, "timeout_s"), int(3, "max_turns")
+if timeout_s <= 0 or max_turns < 1 then malformed("limits", "numbers above 0") end
 local members = redis.call("LRANGE", key("members", group), 0, -1)
 if #members == 0 then return unknown("group", group) end
 for _, id in ipairs(members) do

@@ -7,6 +7,8 @@ local state = redis.call("HGET", key("group", group), "state")
 if not state then return unknown("group", group) end
 if state ~= "consumed" then return wrong_state("group", group, state) end
 for _, id in ipairs(redis.call("LRANGE", key("members", group), 0, -1)) do
+  local f = redis.call("HMGET", key("episode", id), "epoch", "state")
+  if f[1] ~= "1" or f[2] ~= "judged" then delete_staged(id) end -- its one holder didn't die if it was judged at once
   delete_segments(id, 0)
   redis.call("DEL", key("episode", id))
 end

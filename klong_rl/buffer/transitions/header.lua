@@ -38,6 +38,14 @@ local function int(i, name)
   return tonumber(ARGV[i])
 end
 
+-- As Python's repr writes a finite float: Lua's tonumber takes more, which no reader would.
+local function number(i, name)
+  local digits = string.gsub(ARGV[i] or "", "e[+-]?%d+$", "")
+  local found = #digits <= 25 and string.find(digits, "^-?%d+%.?%d*$") and tonumber(ARGV[i])
+  if not found or math.abs(found) == math.huge then malformed(name, "a number") end
+  return found
+end
+
 local function one_of(i, name, ...)
   for _, known in ipairs({...}) do
     if ARGV[i] == known then return known end
@@ -120,13 +128,15 @@ local function back_to_queue(e, reason)
   move(e, "queued")
 end
 
--- Also what a holder had staged when it died; a call stages no more than SEGMENTS_A_CALL of the next ones.
-local function delete_segments(id, from)
-  local held = redis.call("LLEN", key("sizes", id))
-  for seq = from, held - 1 do redis.call("DEL", key("segment", id, seq)) end
-  local left = {}
-  for seq = held, held + SEGMENTS_A_CALL - 1 do left[#left + 1] = key("staged", id, seq) end
+-- What a holder had staged when it died: a call stages no more than SEGMENTS_A_CALL of the next segments.
+local function delete_staged(id)
+  local next_one, left = redis.call("LLEN", key("sizes", id)), {}
+  for seq = next_one, next_one + SEGMENTS_A_CALL - 1 do left[#left + 1] = key("staged", id, seq) end
   redis.call("DEL", unpack(left))
+end
+
+local function delete_segments(id, from)
+  for seq = from, redis.call("LLEN", key("sizes", id)) - 1 do redis.call("DEL", key("segment", id, seq)) end
   if from == 0 then redis.call("DEL", key("sizes", id)) else redis.call("LTRIM", key("sizes", id), 0, from - 1) end
 end
 
@@ -135,6 +145,7 @@ local function discard(id, n, reason)
   local episode, tokens = key("episode", id), 0
   for _, size in ipairs(redis.call("LRANGE", key("sizes", id), n, -1)) do tokens = tokens + tonumber(size) end
   tokens = tokens + tonumber(redis.call("HGET", episode, "intended_tokens") or 0)
+  delete_staged(id)
   delete_segments(id, n)
   redis.call("HDEL", episode, "intended", "intended_tokens")
   if tokens > 0 then count("discarded", reason, tokens) end

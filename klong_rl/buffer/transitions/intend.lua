@@ -3,6 +3,7 @@
 arguments(5)
 local id, epoch, seq, tokens = ARGV[1], int(2, "epoch"), int(3, "seq"), int(4, "tokens")
 local turn = frame(5, "turn", TURN)
+if seq < 0 or tokens < 0 then malformed("seq and tokens", "0 or more") end
 local e = look(id)
 if not e then return unknown("episode", id) end
 if epoch ~= e.epoch then return stale(e, epoch) end

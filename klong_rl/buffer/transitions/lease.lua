@@ -1,6 +1,7 @@
 -- ARGV: step, n_groups, oldest_version, dead versions. Answers the window references of n_groups groups, those closed
 -- first coming first. With fewer fresh groups than that nothing is leased. A step leased before gets what it got.
 local step, n_groups, oldest, dead = integer(int(1, "step")), int(2, "n_groups"), int(3, "oldest_version"), {}
+if n_groups < 1 or tonumber(step) < 0 then malformed("step and n_groups", "0 or more, and 1 or more") end
 for i = 4, #ARGV do dead[int(i, "dead version")] = true end
 local committed = counter("committed", "-1")
 if tonumber(step) <= committed then return {"COMMITTED", step, integer(committed)} end
@@ -51,10 +52,12 @@ end
 local before = redis.call("LRANGE", key("lease", step), 0, -1)
 if #before > 0 then return answer(before) end
 local groups = {}
-for _, group in ipairs(redis.call("ZRANGE", key("ready"), 0, -1)) do
-  if #groups == n_groups then break end
-  if freshen(group) then groups[#groups + 1] = group end
-end
+repeat -- a few at a time: what was fresh stands before these, what was not has left
+  local next_ones = redis.call("ZRANGE", key("ready"), #groups, #groups + n_groups - 1)
+  for _, group in ipairs(next_ones) do
+    if #groups < n_groups and freshen(group) then groups[#groups + 1] = group end
+  end
+until #groups == n_groups or #next_ones == 0
 if #groups < n_groups then return {"OK"} end
 for _, group in ipairs(groups) do
   redis.call("ZREM", key("ready"), group)

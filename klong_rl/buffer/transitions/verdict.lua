@@ -1,7 +1,7 @@
 -- ARGV: episode, epoch, verdict, its score. Answers 1 for the first verdict, 0 for a later one, which changes nothing.
 arguments(4)
 local id, epoch, verdict, score = ARGV[1], int(2, "epoch"), frame(3, "verdict", VERDICT), ARGV[4]
-if not tonumber(score) then malformed("score", "a number") end
+number(4, "score")
 local e = look(id)
 if not e then return unknown("episode", id) end
 if epoch ~= e.epoch then return stale(e, epoch) end

@@ -1,0 +1,417 @@
+"""Garbage on the wire: refused with an error that says what is wrong, and the buffer is as it was.
+
+Mutated are frames that a reader decodes; arguments of the transition scripts, called as a broken or foreign client
+would; and records that such a client put into Redis past them. `KLONG_WIRE_EXAMPLES` says how many of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from klong_rl import wire
+from klong_rl.buffer import (
+    Buffer,
+    BufferAddress,
+    Committed,
+    Conflict,
+    EmbeddedRedis,
+    OutOfSequence,
+    Refused,
+    StaleEpoch,
+    Unknown,
+    WindowRef,
+    WrongState,
+)
+from klong_rl.buffer.connection import _scripts
+from klong_rl.buffer.rules import Rules
+from klong_rl.types import Outcome, Verdict
+from klong_rl.wire import HEADER_BYTES, KINDS, WireError, decode, encode
+from tests.episodes import segment, spec, window
+from tests.integration.wire_rules import SCRIPTS, Malformed, obey, text
+from tests.unit.test_wire import RECORDS
+
+pytestmark = pytest.mark.integration
+
+EXAMPLES = int(os.environ.get("KLONG_WIRE_EXAMPLES", "500"))
+many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+
+FRAMES = [encode(record) for record in RECORDS]
+NUMBERS = [b"", b"-1", b"0", b"1", b"2", b"02", b"1.5", b"1e3", b"nan", b"inf", b" 1", b"0x1", b"9" * 15, b"9" * 16]
+shapes = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=4) | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "turns", "x"]), inner),
+    max_leaves=6,
+)
+
+
+def framed(kind: int, body: bytes) -> bytes:
+    """A whole frame around any body."""
+    checksum = wire._checksum(memoryview(body), kind, wire.LAYOUT)
+    return wire._HEADER.pack(b"KL", kind, wire.LAYOUT, len(body), checksum) + body
+
+
+def flipped(frame: bytes, bits: list[int]) -> bytes:
+    changed = bytearray(frame)
+    for bit in bits:
+        bit %= 8 * len(changed)
+        changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, frame: bytes) -> bytes:
+    """Another message than `frame`, near it or far."""
+    how = draw(st.sampled_from(["bits", "cut", "longer", "kind", "bytes", "shape"]))
+    if how == "bits" and frame:
+        return flipped(frame, draw(st.lists(st.integers(0, 8 * len(frame) - 1), min_size=1, max_size=3, unique=True)))
+    if how == "cut" and frame:
+        return frame[: draw(st.integers(0, len(frame) - 1))]
+    if how == "longer":
+        return frame + draw(st.binary(min_size=1, max_size=9))
+    if how == "kind":
+        return draw(st.sampled_from([other for other in FRAMES if other[2:3] != frame[2:3]]))
+    if how == "shape":
+        return framed(draw(st.sampled_from(sorted(KINDS.values()))), msgspec.msgpack.encode(draw(shapes)))
+    return draw(st.binary(max_size=64))
+
+
+@many
+@given(data=st.data())
+def test_no_mutated_frame_is_decoded(data: st.DataObject) -> None:
+    record = data.draw(st.sampled_from(RECORDS), label="record")
+    message = data.draw(mutated(encode(record)), label="message")
+    with pytest.raises(WireError, match=f"^{type(record).__name__}: "):
+        decode(message, type(record))
+
+
+# A run with something in every state, told as raw calls: both sides start from it.
+CALLS: list[tuple[str, list[Any]]] = []
+
+
+def tell(name: str, *arguments: Any) -> None:
+    CALLS.append((name, [one if isinstance(one, bytes) else str(one).encode() for one in arguments]))
+
+
+def header(seq: int, episode: str) -> bytes:
+    return encode(segment(episode, seq))[:HEADER_BYTES]
+
+
+def tell_up_to(state: str, group: str, size: int = 1, purpose: str = "train") -> None:
+    """The first episode of a group, as far as `state`, while nothing else is queued."""
+    e = f"{group}-0"
+    steps = [
+        ("admit", e, group, size, purpose, encode(spec(group, 0, size, purpose))),
+        ("claim", "a", f"claim:{e}"),
+        ("append", e, 1, 0, header(0, e), 5),
+        ("append", e, 1, 1, header(1, e), 5),
+        ("seal", e, 1, encode(SUBMITTED), "submitted"),
+        ("verdict", e, 1, encode(HALF), "0.5"),
+    ]
+    for step in steps[: {"queued": 1, "running": 4, "sealed": 5, "judged": 6}[state]]:
+        tell(*step)
+
+
+def closing(group: str) -> tuple:
+    made = [window(group, 0), window(group, 1)]
+    refs = [WindowRef.of(one) for one in made]
+    rows = [(ref.id, ref.pack(), ref.n_tokens, encode(one)) for ref, one in zip(refs, made, strict=True)]
+    return (group, *(argument for row in rows for argument in row))
+
+
+SUBMITTED, HALF = Outcome(kind="submitted"), Verdict(score=0.5)
+for group in ("forgotten", "consumed", "leased", "ready", "fresh", "complete"):
+    tell_up_to("judged", group)
+    if group != "complete":
+        tell("close_group", *closing(group))
+tell("lease", 0, 2, 0)
+tell("commit", 0)
+tell("forget", "forgotten")
+tell("lease", 1, 1, 0)
+tell_up_to("judged", "eval", 1, "eval")
+tell("close_group", "eval")
+tell_up_to("sealed", "sealed", 2)
+tell_up_to("running", "intended", 2)
+tell("intend", "intended-0", 1, 2, 5, encode(segment("intended-0", 2).turns[0]))
+tell_up_to("running", "running", 2)
+tell_up_to("queued", "queued", 2)
+tell("admit", "queued-1", "queued", 2, "train", encode(spec("queued", 1, 2)))
+tell("publish_version", 0, "first")
+BUILT = len(CALLS)
+# And calls that do something from there: these are mutated, and those above once more.
+tell("admit", "sealed-1", "sealed", 2, "train", encode(spec("sealed", 1, 2)))
+tell("claim", "b", "fresh")
+tell("intend", "running-0", 1, 2, 5, encode(segment("running-0", 2).turns[0]))
+tell("append", "running-0", 1, 2, header(2, "running-0"), 5)
+tell("append", "running-0", 1, 1, header(1, "running-0"), 5, header(2, "running-0"), 5, header(3, "running-0"), 5)
+tell("rewind", "running-0", 1, 1, "sandbox gone")
+tell("keep_snapshot", "running-0", 1, 2, "image")
+tell("extend", "queued", "45.5", 9)
+tell("seal", "running-0", 1, encode(SUBMITTED), "submitted")
+tell("requeue", "sealed-0", 1, "judge died")
+tell("abandon", "a", "actor died", "fresh")
+tell("drop", "running-0", "straggler", "")
+tell("drop", "running-0", "straggler", 1)
+tell("next_to_judge", "judge", 1000, "fresh")
+tell("verdict", "sealed-0", 1, encode(HALF), "0.5")
+tell("close_group", *closing("complete"))
+tell("lease", 2, 1, 0)
+tell("lease", 2, 2, 0, 0, 1)
+tell("commit", 1)
+tell("rollback", 0)
+tell("publish_version", 7, "fresh")
+tell("forget", "consumed")
+STAGED = {f"running-0:{seq}": encode(segment("running-0", seq)) for seq in (2, 3)}
+
+
+@st.composite
+def mutated_calls(draw: st.DrawFn) -> tuple[str, list[bytes]]:
+    name, arguments = draw(st.sampled_from(CALLS[BUILT:] * 3 + CALLS[:BUILT]))
+    arguments = list(arguments)
+    for _ in range(draw(st.integers(1, 2))):
+        i = draw(st.integers(0, len(arguments) - 1)) if arguments else 0
+        how = draw(st.sampled_from(["value", "value", "number", "other", "drop", "add", "swap", "name"]))
+        if how == "name":
+            name = draw(st.sampled_from(sorted(SCRIPTS)))
+        elif how == "add" or not arguments:
+            arguments.insert(i, draw(st.sampled_from(NUMBERS) | st.binary(max_size=9)))
+        elif how == "value":
+            arguments[i] = draw(mutated(arguments[i]))
+        elif how == "number":
+            arguments[i] = draw(st.sampled_from(NUMBERS))
+        elif how == "other":
+            arguments[i] = draw(st.sampled_from(draw(st.sampled_from(CALLS))[1]))
+        elif how == "drop":
+            del arguments[i]
+        else:
+            j = draw(st.integers(0, len(arguments) - 1))
+            arguments[i], arguments[j] = arguments[j], arguments[i]
+    return name, arguments
+
+
+READ = {
+    b"hash": ("HGETALL",),
+    b"list": ("LRANGE", 0, -1),
+    b"set": ("SMEMBERS",),
+    b"string": ("GET",),
+    b"zset": ("ZRANGE", 0, -1, "WITHSCORES"),
+}
+
+
+class Stage:
+    """A Redis and a model of the rules, both as CALLS have it, and Redis put back there after each call."""
+
+    def __init__(self, url: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.client = redis.from_url(url)
+        self.loop, self.address = loop, BufferAddress(url, "wire")
+        self.buffer = loop.run_until_complete(Buffer.connect(self.address))
+        self.prefix = "klong:{wire}:"
+        self.scripts = _scripts()
+        self.model = Rules()
+        for script in self.scripts.values():
+            self.client.script_load(script.source)
+        for name, arguments in CALLS[:BUILT]:
+            if name == "append":
+                self.stage(f"{arguments[0].decode()}:{arguments[2].decode()}", arguments)
+            assert self.call(name, arguments)[0] == b"OK", (name, arguments)
+            obey(self.model, name, arguments)
+        for name, value in STAGED.items():
+            self.client.set(f"{self.prefix}staged:{name}", value)
+        self.origin, self.content = self.dump(), self.read()
+
+    def stage(self, name: str, arguments: list[bytes]) -> None:
+        self.client.set(f"{self.prefix}staged:{name}", encode(segment(arguments[0].decode(), int(arguments[2]))))
+
+    def call(self, name: str, arguments: list[bytes]) -> list:
+        return self.client.evalsha(self.scripts[name].sha, 1, self.prefix, *arguments)
+
+    def dump(self) -> dict[bytes, bytes]:
+        names = sorted(self.client.keys())
+        pipe = self.client.pipeline(transaction=False)
+        for name in names:
+            pipe.dump(name)
+        return dict(zip(names, pipe.execute(), strict=True))
+
+    def read(self) -> dict[bytes, Any]:
+        """What each key holds. (The dump of a hash is in an order that a look at it may change.)"""
+        names = sorted(self.client.keys())
+        pipe = self.client.pipeline(transaction=False)
+        for name in names:
+            pipe.type(name)
+        for name, kind in zip(names, pipe.execute(), strict=True):
+            command, *rest = READ[kind]
+            pipe.execute_command(command, name, *rest)
+        return dict(zip(names, pipe.execute(), strict=True))
+
+    def changed(self) -> list[bytes]:
+        """Keys that are not as they were. What is staged belongs to no state, and goes with the answer."""
+        now, then = self.read(), self.content
+        names = {name for name in now.keys() | then.keys() if now.get(name) != then.get(name)}
+        return sorted(name for name in names if not name.startswith(f"{self.prefix}staged:".encode()))
+
+    def restore(self) -> None:
+        pipe = self.client.pipeline(transaction=False)
+        pipe.flushdb()
+        for name, value in self.origin.items():
+            pipe.restore(name, 0, value)
+        pipe.execute()
+
+    def key(self, *parts: str) -> bytes:
+        return (self.prefix + ":".join(parts)).encode("latin-1")
+
+    def texts(self, *command: Any) -> list[str]:
+        return [text(one) for one in self.client.execute_command(*command)]
+
+    def summary(self) -> dict[str, Any]:
+        """The state in Redis, in the words of `told`."""
+        tables = ("states", "drops", "requeues", "windows", "appended", "discarded")
+        counts = {what: self.client.hgetall(self.key("n", what)) for what in tables}
+        steps = self.texts("ZRANGE", self.key("leases"), 0, -1)
+        episodes = [name for name in self.client.keys() if name.startswith(self.key("episode", ""))]
+        found = {"counts": {w: {text(f): int(n) for f, n in t.items() if int(n)} for w, t in counts.items()}}
+        for key in episodes:
+            episode = text(key).removeprefix(f"{self.prefix}episode:")
+            fields = ("state", "epoch", "failures", "owner", "reason", "snapshot")
+            state, epoch, failures, *words = self.client.hmget(key, fields)
+            n = self.client.llen(self.key("sizes", episode))
+            found[episode] = (text(state), int(epoch), int(failures), *(text(word or b"") for word in words), n)
+        found["leases"] = {int(step): self.texts("LRANGE", self.key("lease", step), 0, -1) for step in steps}
+        found["ready"] = self.texts("ZRANGE", self.key("ready"), 0, -1)
+        found["consumed"] = self.texts("ZRANGE", self.key("consumed"), 0, -1)
+        found["forgotten"] = set(self.texts("SMEMBERS", self.key("forgotten")))
+        found["numbers"] = [int(self.client.get(self.key(name)) or -1) for name in ("committed", "version")]
+        return found
+
+
+def told(model: Rules) -> dict[str, Any]:
+    """The state of a model: counters, episodes, and which group is where."""
+    counts = model.counts()._asdict()
+    tables = ("states", "drops", "requeues", "windows", "appended", "discarded")
+    found: dict[str, Any] = {"counts": {what: {f: n for f, n in counts[what].items() if n} for what in tables}}
+    for name, e in model.episodes.items():
+        image = e.snapshot.image if e.snapshot else ""
+        found[name] = (e.state, e.epoch, e.failures, e.owner, e.reason, image, len(e.segments))
+    found["leases"], found["ready"], found["consumed"] = model.leases, model._ready(), model.consumed()
+    found["forgotten"], found["numbers"] = model.forgotten, [model.committed, model.version]
+    return found
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("wire")) as server, asyncio.Runner() as runner:
+        stage = Stage(server.url, runner.get_loop())
+        yield stage
+        runner.run(stage.buffer.close())
+
+
+def is_staged(stage: Stage, name: str, arguments: list[bytes]) -> bool:
+    """False for an append of which a new segment isn't staged as its header says."""
+    if name != "append":
+        return True
+    episode, first = text(arguments[0]), int(arguments[2])
+    new = len(stage.model.episodes[episode].segments)
+    heads = enumerate(arguments[3::2], first)
+    return all(STAGED.get(f"{episode}:{seq}", b"")[:HEADER_BYTES] == head for seq, head in heads if seq >= new)
+
+
+def expected(model: Rules, name: str, arguments: list[bytes]) -> type[Exception] | None:
+    """What the rules refuse these arguments with; None if they carry them out, on `model`."""
+    try:
+        obey(model, name, arguments)
+    except (Malformed, Refused) as refusal:
+        return type(refusal)
+    return None
+
+
+CODES = {kind.encode(): error for kind, error in (
+    ("STALE", StaleEpoch), ("OUT_OF_SEQUENCE", OutOfSequence), ("CONFLICT", Conflict), ("WRONG_STATE", WrongState),
+    ("COMMITTED", Committed), ("UNKNOWN", Unknown),
+)}  # fmt: skip
+
+
+def test_the_calls_that_are_mutated_do_what_the_rules_say(stage: Stage) -> None:
+    for name, arguments in CALLS[BUILT:]:
+        model = copy.deepcopy(stage.model)
+        assert expected(model, name, arguments) is None, (name, arguments)
+        assert stage.call(name, arguments)[0] == b"OK", (name, arguments)
+        assert stage.summary() == told(model), (name, arguments)
+        stage.restore()
+    assert {name for name, _ in CALLS[BUILT:]} == set(SCRIPTS) == set(stage.scripts)
+
+
+@many
+@given(call=mutated_calls())
+def test_a_mutated_call_is_refused_or_does_what_the_rules_say(stage: Stage, call: tuple[str, list[bytes]]) -> None:
+    name, arguments = call
+    model = copy.deepcopy(stage.model)
+    refusal = expected(model, name, arguments)
+    try:
+        answer = stage.call(name, arguments)
+    except redis.exceptions.TryAgainError:
+        assert refusal is None and not is_staged(stage, name, arguments)
+        refusal = Refused
+    except redis.exceptions.ResponseError as error:
+        assert str(error).startswith("MALFORMED "), error
+        assert refusal is Malformed, f"{name} refuses what is well-formed: {error}"
+    else:
+        found = CODES.get(answer[0])
+        assert found is refusal, f"{name}{arguments} was answered {answer}, the rules say {refusal}"
+        if refusal is None:
+            assert stage.summary() == told(model) and is_staged(stage, name, arguments)
+    try:
+        if refusal is not None:
+            assert stage.changed() == [], f"{name} was refused and changed something"
+    finally:
+        stage.restore()
+
+
+@many
+@given(data=st.data())
+def test_a_record_that_was_damaged_in_redis_is_refused_with_its_key(stage: Stage, data: st.DataObject) -> None:
+    """Each place where a record lies, and each look that reads it."""
+    name, field, looks = data.draw(st.sampled_from(PLACES), label="place")
+    key = stage.key(*name)
+    whole = stage.client.hget(key, field) if field else stage.client.get(key)
+    damaged = data.draw(mutated(whole), label="damaged")
+    stage.client.hset(key, field, damaged) if field else stage.client.set(key, damaged)
+    try:
+        for look, argument in looks:
+            with pytest.raises(WireError, match=f"^{re.escape(text(key))} holds a damaged record: "):
+                stage.loop.run_until_complete(getattr(stage.buffer, look)(argument))
+    finally:
+        stage.client.hset(key, field, whole) if field else stage.client.set(key, whole)
+
+
+SEGMENTS = [("segments", "running-0"), ("progress", "running-0")]
+GROUP = [("group", "complete"), ("results", "complete")]
+PLACES: list[tuple[tuple[str, ...], str, list[tuple[str, Any]]]] = [
+    (("segment", "running-0", "1"), "", SEGMENTS),
+    (("segment", "complete-0", "0"), "", [("segments", "complete-0"), ("group", "complete")]),
+    (("window", "ready/w1"), "", [("windows", ["ready/w0", "ready/w1"])]),
+    (("episode", "intended-0"), "intended", [("progress", "intended-0")]),
+    (("episode", "complete-0"), "spec", [("episode", "complete-0"), ("group", "complete")]),
+    (("episode", "complete-0"), "outcome", [("progress", "complete-0"), *GROUP]),
+    (("episode", "complete-0"), "verdict", [("episode", "complete-0"), *GROUP]),
+]
+
+
+@pytest.mark.parametrize("call", ["claim", "next_to_judge"])
+async def test_an_episode_that_is_handed_out_damaged_is_refused(stage: Stage, call: str) -> None:
+    episode = "queued-0" if call == "claim" else "sealed-0"
+    stage.client.hset(stage.key("episode", episode), "spec", flipped(encode(spec("queued", 0, 2)), [300]))
+    try:
+        async with await Buffer.connect(stage.address) as buffer:
+            with pytest.raises(WireError, match="EpisodeSpec: the checksum of its .* bytes doesn't fit"):
+                await getattr(buffer, call)("b")
+    finally:
+        stage.restore()
