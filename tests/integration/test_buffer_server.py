@@ -45,7 +45,8 @@ def spec(name: str) -> EpisodeSpec:
 
 def wait_for_end(pid: int) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():  # a zombie's is empty
+    stat = Path(f"/proc/{pid}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline, f"process {pid} still runs"
         time.sleep(0.02)
 
