@@ -8,7 +8,17 @@ class UserError(Exception):
 class LearnerFailure(Exception):
     """A learner rank died, raised, or didn't answer in time. The group it belonged to is gone; a new one goes on."""
 
-    def __init__(self, rank: int, call: str, cause: object):
-        super().__init__(f"learner rank {rank} failed in {call}: {cause}")
+    def __init__(self, rank: int, call: str, cause: Exception | str):
+        super().__init__(f"learner rank {rank} failed in {call}: {in_short(cause)}")
         self.rank = rank
         self.call = call
+
+
+def in_short(error: Exception | str) -> str:
+    """One line of what went wrong. Ray's own errors hold pages, and wrap what a remote process raised."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    if isinstance(error, RayActorError):
+        return "its process ended"
+    text = str(error.cause if isinstance(error, RayTaskError) else error).split("\n", 1)[0]
+    return f"{type(error.cause).__name__}: {text}" if isinstance(error, RayTaskError) else text

@@ -18,6 +18,7 @@ from typing import Any
 
 from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
+from klong_rl.errors import in_short
 
 START_DEADLINE_S = 600.0  # an engine compiles and loads within it
 PUBLISH_DEADLINE_S = 180.0
@@ -149,27 +150,33 @@ class Fleet:
             except (ActorFailure, self._ray.exceptions.RayError) as failure:
                 error = member.fault or failure
             died_at, began_at, member.at_work_since = time.monotonic(), member.at_work_since, None
-            n_held = await self._bury(member, error)
-            if began_at is None:
-                self._warn(f"{member.name} could not be started and is tried again: {_in_short(error)}")
-            else:
-                died = died_at
-                quick = 0 if died_at - began_at >= STEADY_S else quick
-                last_words = f"died ({_in_short(error)}): {n_held} episodes go on"
-            quick += 1
+            n_held, why = await self._bury(member, error), in_short(error).removeprefix(f"{member.name} ")
+            quick = 1 if began_at is not None and died_at - began_at >= STEADY_S else quick + 1
             if quick == QUICK_DEATHS:
-                raise ActorFailure(f"{member.name} ended {quick} times within {STEADY_S:.0f} s: {error}") from error
+                raise ActorFailure(f"{member.name} ended {quick} times within {STEADY_S:.0f} s: {why}") from error
+            if began_at is None:
+                self._warn(f"{member.name} ended before it was at work and is tried again ({why})")
+            else:
+                died, last_words = died_at, f"died ({why}): {n_held} episodes go on"
 
     async def _bring_up(self, member: Member) -> None:
         """From a fresh process to one at work; an engine has the newest weights then."""
-        seeded = (member.life,) if member.has_engine else ()
-        await self._call(member, "start", START_DEADLINE_S, "start", member.owner, *seeded)
+        try:
+            await self._start(member)
+        except ActorFailure as failure:
+            if not self._is_death(failure):
+                raise
+            await self._start(member)  # the former process was ended from here, and was still there to be told
         taken = 0
         while member.has_engine and taken != self.version:
             path, version = self._newest
             await self._call(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", path, version)
             taken = version
         member.at_work_since = time.monotonic()
+
+    async def _start(self, member: Member) -> None:
+        seeded = (member.life,) if member.has_engine else ()
+        await self._call(member, "start", START_DEADLINE_S, "start", member.owner, *seeded)
 
     async def _bury(self, member: Member, error: Exception) -> int:
         """End what is left of a life; how many episodes others go on with."""
@@ -201,7 +208,7 @@ class Fleet:
         except TimeoutError as error:
             raise ActorFailure(f"{member.name} did not {what} within {deadline_s:.0f} s") from error
         except self._ray.exceptions.RayError as error:
-            raise ActorFailure(f"{member.name} could not {what}: {error}") from error
+            raise ActorFailure(f"{member.name} could not {what}: {in_short(error)}") from error
 
     def _at_work(self) -> list[Member]:
         return [member for member in self._members if member.at_work_since is not None]
@@ -213,14 +220,3 @@ class Fleet:
     def _end_process(self, member: Member) -> None:
         """Ray then makes it again."""
         self._ray.kill(member.actor, no_restart=False)
-
-
-def _in_short(error: Exception) -> str:
-    """One line of what ended an actor; Ray's own errors hold pages."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    error = error.__cause__ or error
-    if isinstance(error, RayActorError):
-        return "its process ended"
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
