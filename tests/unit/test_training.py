@@ -1,0 +1,69 @@
+"""What a step may rely on after a Redis that lost its last second: no lease is younger than its checkpoint."""
+
+import time
+
+import pytest
+
+from klong_rl import training
+from klong_rl.buffer import WindowRef
+from klong_rl.checkpoints import Checkpoints, RunState
+from klong_rl.config import BufferConfig, RunConfig
+from klong_rl.ledger import Ledger, TrainedStep, read_ledger
+from klong_rl.training import LeaseLost, Training
+
+REFS = [WindowRef("a/0", 40, 12, (1,), 1, "a"), WindowRef("b/0", 20, 5, (1,), 1, "b")]
+
+
+class Quiet:
+    """Whatever else a training talks to here: its learner, its log, its buffer, its archiver."""
+
+    def __init__(self) -> None:
+        self.committed = []
+
+    def save(self, folder) -> None:
+        folder.mkdir()
+
+    save_hf = save
+
+    def phase(self, phase: str, stage: int) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    async def commit(self, step: int) -> None:
+        self.committed.append(step)
+
+
+def made(tmp_path, fsync: str) -> Training:
+    quiet, config = Quiet(), RunConfig(buffer=BufferConfig(fsync=fsync))
+    state = RunState(step=1, lineage={1: 0, 2: 1})
+    checkpoints, ledger = Checkpoints(tmp_path, keep=2), Ledger(tmp_path)
+    return Training(config, state, quiet, None, quiet, None, checkpoints, quiet, ledger, quiet, time.monotonic())
+
+
+@pytest.mark.parametrize("fsync, waits", [("everysec", True), ("always", False)])
+async def test_a_checkpoint_is_whole_once_redis_has_synced_its_leases(tmp_path, monkeypatch, fsync, waits):
+    monkeypatch.setattr(training, "FSYNC_S", 0.4)
+    run = made(tmp_path, fsync)
+    run._leased_at = time.monotonic()
+    run.ledger.write(TrainedStep.of(1, 1, 0, REFS))
+    await run._checkpoint(1)
+    assert (time.monotonic() - run._leased_at >= 0.4) == waits
+    assert run.checkpoints.newest().name == "step-000001" and run.buffer.committed == [1]
+    assert [step.step for step in read_ledger(tmp_path)] == [1]
+
+
+async def test_groups_that_are_trained_already_are_not_trained_again(tmp_path):
+    run = made(tmp_path, "everysec")
+    run._check_untrained(1, REFS)
+    run.ledger.write(TrainedStep.of(1, 1, 0, REFS[:1]))
+    run._check_untrained(2, REFS[1:])
+    with pytest.raises(LeaseLost, match="Redis lost the lease of step 1, and gave its groups to step 2"):
+        run._check_untrained(2, REFS)
