@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actors.snapshots import take
 from klong_rl.buffer import Buffer, Claim, EpisodeLimits
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.types import Segment, Turn
@@ -87,15 +88,11 @@ class BufferJournal:
             await self._try_snapshot()
         return limits
 
-    async def snapshot(self, sandbox: Any) -> None:
-        """Keep `sandbox` as it is after the turns so far, and none older. Raises InfrastructureFailure, StaleEpoch."""
-        image = await sandbox.snapshot(f"{self._epoch}-{self.n_segments}")
-        await self._buffer.keep_snapshot(self._episode, self._epoch, self.n_segments, image)
-        await self._sandboxes.forget_snapshots(self._episode, keep=image)
-
     async def _try_snapshot(self) -> None:
         self._snapshot_taken = time.monotonic()
         try:
-            await self.snapshot(self._sandbox)
+            await take(
+                self._buffer, self._sandboxes, self._sandbox, self._episode, self._epoch, self.n_segments
+            )
         except InfrastructureFailure as failure:
             log.warning("episode %s goes on without a new snapshot: %s", self._episode, failure)

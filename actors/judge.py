@@ -86,8 +86,8 @@ class JudgeActor:
             limit_s = self._config.judge.grading_timeout_s
             try:
                 async with asyncio.timeout(limit_s):
-                    sandbox = await sandboxes.adopt(episode)
-                    verdict = await self._score(job, sandbox)
+                    sandbox = await self._sandbox_of(job)
+                    verdict = await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
             except TimeoutError as error:
                 raise InfrastructureFailure(f"grading took over judge.grading_timeout_s={limit_s:g}") from error
             except AgentFailure as failure:
@@ -106,7 +106,13 @@ class JudgeActor:
             if sandbox is not None:
                 await sandbox.release()
 
-    async def _score(self, job: ToJudge, sandbox: Any) -> Verdict:
+    async def _sandbox_of(self, job: ToJudge) -> Any:
+        """The sandbox as the episode left it, or one made of a snapshot that was taken then."""
+        sandbox = await self._sandboxes.adopt(job.spec.id)
         if sandbox is None:
-            raise InfrastructureFailure(f"the sandbox of episode {job.spec.id} is gone")
-        return await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
+            progress = await self._buffer.progress(job.spec.id)
+            snapshot = progress.snapshot
+            if snapshot is None or snapshot.n_segments < len(progress.segments):
+                raise InfrastructureFailure(f"the sandbox of episode {job.spec.id} is gone")
+            sandbox = await self._sandboxes.create(job.spec.id, job.epoch, snapshot.image, job.spec.task.limits)
+        return sandbox

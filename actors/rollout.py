@@ -28,6 +28,7 @@ from actors.engine import Engine, EngineBroken
 from actors.journal import BufferJournal
 from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
+from actors.snapshots import park
 from actors.takeover import Begun, take_over
 from actors.warned import KeptWarnings
 from klong_rl.buffer import Buffer, Claim, Full, StaleEpoch
@@ -149,7 +150,7 @@ class RolloutActor:
             raise
         except asyncio.CancelledError:
             if self._stopping:
-                await self._park(episode, journal)
+                await park(self._buffer, self._sandboxes, episode, claim.epoch, journal.n_segments)
             raise
         finally:
             await sandbox.release()
@@ -165,13 +166,3 @@ class RolloutActor:
         except AgentFailure as failure:
             # No agent has acted in a sandbox that is being made.
             raise InfrastructureFailure(f"the sandbox broke as it was set up: {failure}") from failure
-
-    async def _park(self, episode: str, journal: BufferJournal) -> None:
-        """Keep the files of a running episode in a snapshot, and remove its sandbox."""
-        try:
-            sandbox = await self._sandboxes.adopt(episode)  # which ends the command that runs
-            if sandbox is not None:
-                await journal.snapshot(sandbox)
-                await sandbox.close()
-        except (InfrastructureFailure, AgentFailure, StaleEpoch) as failure:
-            log.warning("episode %s is stopped without a new snapshot: %s", episode, failure)

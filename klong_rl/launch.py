@@ -172,17 +172,22 @@ class Launch:
         """Of an earlier launch, keep those whose episodes go on, to be adopted. At the end none is kept."""
         factory = instantiate(spec)
         stack.push_async_callback(factory.close)
-        stack.push_async_callback(self._remove_sandboxes, factory)
+        stack.push_async_callback(self._remove_sandboxes, factory, buffer)
         under_way = {episode.id for episode in await buffer.in_progress()}
         if removed := await factory.reap(under_way):
             self.progress.say(f"removed {len(removed)} sandboxes that an earlier launch left behind")
         if under_way:
             self.progress.say(f"{len(under_way)} episodes of an earlier launch go on")
 
-    async def _remove_sandboxes(self, factory: Any) -> None:
-        """All of them. Snapshots stay as long as the run isn't finished: episodes go on from them."""
+    async def _remove_sandboxes(self, factory: Any, buffer: Buffer) -> None:
+        """All of them. As long as the run isn't finished, snapshots stay: its episodes go on from them."""
+        from actors.snapshots import park_sealed
+
         newest = self.checkpoints.newest()
-        await factory.reap(set(), snapshots=newest is not None and Checkpoints.state(newest).finished)
+        finished = newest is not None and Checkpoints.state(newest).finished
+        if not finished:
+            await park_sealed(buffer, factory)
+        await factory.reap(set(), snapshots=finished)
 
     async def _cold_start(self, cold: ColdStart, base: Path) -> Path:
         """The folder that RL starts from: the base checkpoint after SFT on demonstrations, made once."""

@@ -154,7 +154,7 @@ class Buffer(Reader):
         return (await self._redis.transition("rewind", episode, epoch, n_segments, reason))[0]
 
     async def keep_snapshot(self, episode: str, epoch: int, n_segments: int, image: str) -> None:
-        """Notes where a running episode can be restored from. Raises StaleEpoch, OutOfSequence."""
+        """Notes where a running or sealed episode can be restored from. Raises StaleEpoch, OutOfSequence."""
         await self._redis.transition("keep_snapshot", episode, epoch, n_segments, image)
 
     async def extend(self, group: str, timeout_s: float, max_turns: int) -> bool:

@@ -94,7 +94,7 @@ class Rules(RunState):
 
     def keep_snapshot(self, episode: str, epoch: int, n_segments: int, image: str) -> None:
         e = self._held(episode, epoch)
-        self._need(e, epoch, "running")
+        self._need(e, epoch, "running", "sealed")
         if not 0 <= n_segments <= len(e.segments):
             raise OutOfSequence(episode, n_segments, len(e.segments))
         if e.snapshot is None or e.snapshot.n_segments <= n_segments:

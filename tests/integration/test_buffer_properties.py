@@ -131,10 +131,10 @@ class BufferMachine(SideBySide):
         args = (episode, self.epoch(episode, age), n, "sandbox gone")
         self.both("rewind", args, lambda: self.model.rewind(*args), again)
 
-    @precondition(in_state("running"))
+    @precondition(in_state("running", "sealed"))
     @rule(data=st.data(), age=ages, n=st.integers(-1, 3), image=st.sampled_from(["one", "two"]), again=twice)
     def keep_snapshot(self, data: st.DataObject, age: int, n: int, image: str, again: bool) -> None:
-        episode = self.pick(data, "running")
+        episode = self.pick(data, "running", "sealed")
         args = (episode, self.epoch(episode, age), n, image)
         self.both("keep_snapshot", args, lambda: self.model.keep_snapshot(*args), again)
 

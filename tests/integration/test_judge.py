@@ -11,6 +11,7 @@ import pytest
 
 from actors.judge import JudgeActor
 from actors.settings import ActorSettings
+from actors.snapshots import park_sealed
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.config import JudgeConfig, RunConfig
 from klong_rl.types import EpisodeSpec, Limits, Outcome, Segment, Task, Turn
@@ -80,7 +81,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(server, tmp_path):
+async def scene(server, tmp_path, at_work=True):
     address = BufferAddress(server.url, f"judge-{next(RUNS)}")
     config = RunConfig(judge=JudgeConfig(grading_timeout_s=20), reward={"_target_": REWARD, "_partial_": True})
     config.agent.max_attempts = 2
@@ -88,13 +89,23 @@ async def scene(server, tmp_path):
     judge = JudgeActor(ActorSettings(config, "", address, factory))
     async with await Buffer.connect(address) as buffer:
         stage = Scene(buffer, ProcessSandboxes(address.run, root=str(tmp_path)), judge)
-        await judge.start("judge-0.1")
-        stage.judging = asyncio.create_task(judge.run())
-        try:
+        if not at_work:
             yield stage
-        finally:
-            await judge.stop()
-            await stage.judging
+            return
+        async with working(stage):
+            yield stage
+
+
+@asynccontextmanager
+async def working(stage):
+    """The judge at work."""
+    await stage.judge.start("judge-0.1")
+    stage.judging = asyncio.create_task(stage.judge.run())
+    try:
+        yield
+    finally:
+        await stage.judge.stop()
+        await stage.judging
 
 
 REWARD = "klong_rl.rewards.answer.digits_in_place"
@@ -139,6 +150,17 @@ async def test_a_sandbox_that_is_gone_is_our_failure_and_never_a_score(server, t
         view = await stage.buffer.episode("e0")
         assert view.verdict is None and "2 attempts" in view.reason
         await stage.closed()
+
+
+async def test_what_a_stop_left_in_a_snapshot_is_judged_from_it(server, tmp_path):
+    async with scene(server, tmp_path, at_work=False) as stage:
+        await stage.play("e0", 1, "echo 47 > answer")
+        await park_sealed(stage.buffer, stage.sandboxes)
+        assert await stage.sandboxes.adopt("e0") is None, "a stop leaves no sandbox"
+        async with working(stage):
+            await stage.until("e0", "judged")
+        assert (await stage.buffer.episode("e0")).verdict.score == 1.0
+        assert (await stage.buffer.counts()).requeues == {}
 
 
 async def test_a_sandbox_that_the_agent_broke_does_not_break_the_judge(server, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from actors.agent import Agent
 from actors.journal import BufferJournal
 from actors.scripted import ScriptedEngine
+from actors.snapshots import take
 from actors.takeover import BROKEN, GONE, RESTORED, take_over
 from klong_rl import chain
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, StaleEpoch
@@ -121,7 +122,7 @@ class Mortal(BufferJournal):
             raise HolderDies
         limits = await super().append(turn)
         if self.snapshot_after == turn.index:
-            await self.snapshot(self._sandbox)
+            await take(self._buffer, self._sandboxes, self._sandbox, "e", self._epoch, self.n_segments)
         if self.dies_at == f"turn {turn.index}":
             raise HolderDies
         return limits
