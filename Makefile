@@ -24,7 +24,7 @@ chaos: setup  ## kill parts of real runs and audit every token; ARGS="--seed 1 -
 
 nightly: setup  ## long searches: 2,000 histories of the buffer, 10,000 mutated messages
 	@KLONG_BUFFER_EXAMPLES=2000 KLONG_WIRE_EXAMPLES=10000 $(PYTEST) tests/integration/test_buffer_properties.py \
-		tests/integration/test_buffer_wire.py $(ARGS)
+		tests/integration/test_buffer_wire.py --timeout 3600 $(ARGS)
 
 lint: .venv/.installed  ## ruff, with the rules of pyproject.toml
 	@$(PYTHON) -m ruff check .
