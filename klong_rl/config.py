@@ -90,6 +90,7 @@ class SandboxConfig:
     """`kind` is "docker" or "process" (no isolation: for hosts without Docker). Limits are the task's."""
 
     kind: str = "docker"
+    allow_unisolated: bool = False  # "process" is refused without it
     image: str = "klong-sandbox"
     runtime: str = ""  # "runsc" for gVisor; empty: Docker's default
     setup_timeout_s: float = 120.0
@@ -252,6 +253,11 @@ def check(config: RunConfig) -> None:
                 raise UserError(f"curriculum stage {number}: {name}={value} must be positive")
     if config.sandbox.kind not in ("docker", "process"):
         raise UserError(f"sandbox.kind={config.sandbox.kind} is unknown; use docker or process")
+    if config.sandbox.kind == "process" and not config.sandbox.allow_unisolated:
+        raise UserError(
+            "sandbox.kind=process runs a model's commands as you, with your files and your network; use docker, or set "
+            "sandbox.allow_unisolated=true"
+        )
     steps = sum(stage.steps for stage in config.curriculum.stages)
     if config.rollout.recorded and config.rollout.max_staleness < steps:
         raise UserError(

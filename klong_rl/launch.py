@@ -164,7 +164,8 @@ class Launch:
     def _sandbox_spec(self) -> dict[str, Any]:
         config = self.config.sandbox
         if config.kind == "process":
-            return {"_target_": "sandboxes.process.ProcessSandboxes", "run": self.run_id}
+            allow = config.allow_unisolated
+            return {"_target_": "sandboxes.process.ProcessSandboxes", "run": self.run_id, "allow_unisolated": allow}
         runtime = config.runtime or None
         return {"_target_": "sandboxes.docker.DockerSandboxes", "run": self.run_id, "runtime": runtime}
 

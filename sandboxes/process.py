@@ -1,8 +1,9 @@
 """Sandboxes without Docker: a directory and a shell on the bare host, for tests and for machines with no daemon.
 
 **This is no security boundary.** Commands run as you, see your files and your network, and no limit of `Limits` is
-enforced. The life cycle is Docker's: one directory an episode that another process can adopt, timeouts that kill the
-process group, snapshots (copies of the directory).
+enforced: so it is refused unless `allow_unisolated`. The life cycle is Docker's: one directory an episode that another
+process can adopt, timeouts that kill the process group (what left the group goes with the sandbox), snapshots (copies
+of the directory).
 
     root/RUN/EPISODE/work/              the working directory
     root/RUN/EPISODE/state              the shell's state, see sandboxes.shell
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from klong_rl.errors import UserError
 from klong_rl.types import Limits
 from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
 from sandboxes.channel import DATA, TERMINAL
@@ -35,9 +37,18 @@ MARK = "KLONG_SANDBOX"  # in the environment of every process of a sandbox: how 
 
 
 class ProcessSandboxes:
-    """The sandboxes of one run under `root` (default: a folder of the system's temporary directory)."""
+    """The sandboxes of one run under `root` (default: a folder of the system's temporary directory).
 
-    def __init__(self, run: str, *, root: str | None = None) -> None:
+    Raises UserError unless `allow_unisolated`.
+    """
+
+    def __init__(self, run: str, *, root: str | None = None, allow_unisolated: bool = False) -> None:
+        if not allow_unisolated:
+            raise UserError(
+                "bare processes are no sandbox: a model's commands run as you, with your files and your network, and "
+                "nothing limits them. Use sandbox.kind=docker; or, on a machine with nothing to lose, set "
+                "sandbox.allow_unisolated=true"
+            )
         base = Path(root) if root else Path(tempfile.gettempdir()) / f"klong-sandboxes-{os.getuid()}"
         self.folder = base.absolute() / quote(run, safe="")
 

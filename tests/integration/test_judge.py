@@ -85,10 +85,11 @@ async def scene(server, tmp_path, at_work=True):
     address = BufferAddress(server.url, f"judge-{next(RUNS)}")
     config = RunConfig(judge=JudgeConfig(grading_timeout_s=20), reward={"_target_": REWARD, "_partial_": True})
     config.agent.max_attempts = 2
-    factory = {"_target_": "sandboxes.process.ProcessSandboxes", "run": address.run, "root": str(tmp_path)}
+    options = {"root": str(tmp_path), "allow_unisolated": True}
+    factory = {"_target_": "sandboxes.process.ProcessSandboxes", "run": address.run, **options}
     judge = JudgeActor(ActorSettings(config, "", address, factory))
     async with await Buffer.connect(address) as buffer:
-        stage = Scene(buffer, ProcessSandboxes(address.run, root=str(tmp_path)), judge)
+        stage = Scene(buffer, ProcessSandboxes(address.run, **options), judge)
         if not at_work:
             yield stage
             return

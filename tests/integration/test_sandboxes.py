@@ -22,7 +22,10 @@ LIMITS = Limits(memory_mb=256, pids=64)
 @pytest.fixture(params=["docker", "process"])
 async def factory(request, tmp_path):
     run = f"test-{uuid.uuid4().hex[:8]}"
-    made = DockerSandboxes(run) if request.param == "docker" else ProcessSandboxes(run, root=str(tmp_path))
+    if request.param == "docker":
+        made = DockerSandboxes(run)
+    else:
+        made = ProcessSandboxes(run, root=str(tmp_path), allow_unisolated=True)
     yield made
     await made.reap(keep=set())
     await made.close()
@@ -286,7 +289,7 @@ from sandboxes.process import ProcessSandboxes
 
 async def main():
     kind, run, *root = sys.argv[1:]
-    factory = DockerSandboxes(run) if kind == "docker" else ProcessSandboxes(run, root=root[0])
+    factory = DockerSandboxes(run) if kind == "docker" else ProcessSandboxes(run, root=root[0], allow_unisolated=True)
     sandbox = await factory.create("mine", 1, "klong-sandbox", Limits(memory_mb=256, pids=64))
     running = asyncio.create_task(sandbox.exec("sleep 2; echo late >> file", timeout_s=60))
     await asyncio.sleep(0.5)

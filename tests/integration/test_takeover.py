@@ -51,7 +51,7 @@ def chat(tmp_path_factory) -> ChatFormat:
 @pytest.fixture
 async def scene(server, chat, tmp_path):
     run = f"takeover-{next(RUNS)}"
-    sandboxes = ProcessSandboxes(run, root=str(tmp_path))
+    sandboxes = ProcessSandboxes(run, root=str(tmp_path), allow_unisolated=True)
     async with await Buffer.connect(BufferAddress(server.url, run)) as buffer:
         yield Scene(buffer, sandboxes, chat)
     await sandboxes.reap(keep=set())

@@ -45,7 +45,7 @@ async def test_the_reward_example_scores(tmp_path):
 
     task = RelayTasks().train(1, 0)
     spec = EpisodeSpec(id="e", group="g", group_size=1, stage=1, purpose="eval", task=task, timeout_s=1, max_turns=1)
-    sandbox = await ProcessSandboxes("docs", root=str(tmp_path)).create("e", 1, "none", Limits())
+    sandbox = await ProcessSandboxes("docs", root=str(tmp_path), allow_unisolated=True).create("e", 1, "none", Limits())
     try:
         episode, reward = FinishedEpisode(spec, Outcome(kind="submitted")), example("rewards")["file_exists"]
         assert (await reward(episode, sandbox)).score == 0.0

@@ -30,7 +30,7 @@ def spec(timeout_s: float = 60.0, max_turns: int = 20) -> EpisodeSpec:
 
 @pytest.fixture
 async def sandbox(tmp_path):
-    factory = ProcessSandboxes(f"test-{uuid.uuid4().hex[:8]}", root=str(tmp_path))
+    factory = ProcessSandboxes(f"test-{uuid.uuid4().hex[:8]}", root=str(tmp_path), allow_unisolated=True)
     yield await factory.create("e", 1, "none", Limits())
     await factory.reap(keep=set())
     await factory.close()
