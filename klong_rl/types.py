@@ -25,12 +25,14 @@ VersionRuns = tuple[tuple[int, int], ...]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one sandbox may use."""
+    """What one sandbox may use. `read_only` are paths that nobody may change, whatever the rights in the image."""
 
     memory_mb: int = 512
     cpus: float = 1.0
     pids: int = 128
     disk_mb: int = 512
+    open_files: int = 1024  # of one process
+    read_only: tuple[str, ...] = ("/bin", "/etc", "/lib", "/opt", "/sbin", "/usr")
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,8 @@ MAIN_PROCESS = ["sleep", "2147483647"]  # 68 years: not every `sleep` knows `inf
 MAIN_USER = "65533:65533"  # nobody's
 SUPERVISOR = ["sh", "-s", "klong-supervisor"]
 SNAPSHOT_REPOSITORY = "klong-snapshot"
+# Docker's own list, which one that is given replaces.
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 def container_name(run: str, episode: str, epoch: int) -> str:
@@ -51,7 +53,9 @@ def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota
         "Ulimits": [
             {"Name": "core", "Soft": 0, "Hard": 0},
             {"Name": "fsize", "Soft": disk_bytes, "Hard": disk_bytes},
+            {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
         ],
+        "ReadonlyPaths": [*READ_ONLY, *limits.read_only],
         "LogConfig": {"Type": "none"},  # nothing is printed but through execs, and json-file costs 40 ms a start
         **({"StorageOpt": {"size": f"{limits.disk_mb}m"}} if disk_quota else {}),
         **({"Runtime": runtime} if runtime else {}),

@@ -157,7 +157,8 @@ async def test_a_container_that_cannot_be_started_is_no_hang_to_its_adopter(fact
         await factory.adopt("e")
 
 
-async def test_a_sandbox_whose_shell_the_agent_broke_for_good_is_the_agents_failure(factory, sandbox, client):
+async def test_a_sandbox_whose_shell_the_agent_broke_for_good_is_the_agents_failure(factory, client):
+    sandbox = await factory.create("e", 1, IMAGE, Limits(read_only=()))
     client.containers.get(sandbox.name).exec_run(["rm", "/usr/bin/base64"], user="root")
     with pytest.raises(AgentFailure, match="needs timeout, base64"):
         await factory.adopt("e")

@@ -23,6 +23,8 @@ def test_a_sandbox_is_hardened_and_limited():
     assert (config["Memory"], config["MemorySwap"]) == (256 << 20, 256 << 20)
     assert (config["NanoCpus"], config["PidsLimit"]) == (500_000_000, 40)
     assert {"Name": "fsize", "Soft": 100 << 20, "Hard": 100 << 20} in config["Ulimits"]
+    assert {"Name": "nofile", "Soft": 1024, "Hard": 1024} in config["Ulimits"]
+    assert {"/proc/sys", "/proc/sysrq-trigger", "/etc", "/usr"} <= set(config["ReadonlyPaths"])
     assert "StorageOpt" not in config and "Runtime" not in config
 
 
