@@ -71,13 +71,21 @@ class Sandbox(Protocol):
     async def write_many(self, files: dict[str, bytes]) -> None:
         """Write files at paths relative to the working directory, parents made, in one round trip.
 
-        Raises ValueError for a path that leaves the working directory, TaskFailure where they can't be written.
+        Raises ValueError for a path that leaves the working directory. Where they can't be written: TaskFailure
+        before an agent ran anything in the sandbox, AgentFailure after that.
         """
 
     async def read(self, path: str, limit: int = 1 << 20) -> bytes:
         """The first `limit` bytes of a regular file, `path` relative to the working directory or absolute.
 
         Raises FileNotFoundError where there is none, AgentFailure where there is one that can't be read.
+        """
+
+    async def halt(self) -> None:
+        """End every process of the agent, background ones too, and forget the shell's directory and environment.
+
+        Files stay. From here on nothing of the agent's runs but what a command starts: for a reward that trusts what
+        it reads and runs.
         """
 
     async def snapshot(self, tag: str) -> str:

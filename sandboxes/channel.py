@@ -6,13 +6,15 @@ back on the call's lane up to the end mark
     RS nonce SP status RS        RS = 0x1e, nonce = 16 hex digits drawn for this call
 
 The nonce reaches the supervising shell through its stdin alone, so a command's output can't forge the mark by
-accident, nor by echoing what it sees. There are two lanes because processes left in the background keep writing to
-the terminal: file contents travel on a lane of their own, where no command can write into them.
+accident, nor by echoing what it sees. A process of the agent's that spies on that shell can, and so fools its own
+agent; whatever is no whole mark is output. There are two lanes because processes left in the background keep writing
+to the terminal: file contents travel on a lane of their own, where no command writes by accident.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import shlex
 from typing import NamedTuple, Protocol
@@ -21,7 +23,7 @@ TERMINAL = 1  # what commands print, and the end mark of a command
 DATA = 2  # file contents and replies of the supervisor
 BACKLOG_BYTES = 1 << 16  # of what background processes print between two commands; as much as a pipe holds
 
-_RS = b"\x1e"
+_STATUS_DIGITS = 3
 
 
 class Stream(Protocol):
@@ -92,7 +94,8 @@ class ReplyReader:
     """Takes a lane's bytes in chunks of any size; keeps what precedes the end mark of one call."""
 
     def __init__(self, nonce: str, limit: int) -> None:
-        self._mark = _RS + nonce.encode() + b" "
+        self._opening = b"\x1e%s " % nonce.encode()
+        self._mark = re.compile(b"%s([0-9]{1,%d})\x1e" % (re.escape(self._opening), _STATUS_DIGITS))
         self._pending = b""
         self._capture = Capture(limit)
         self.rest = b""  # what came after the mark: the background's
@@ -100,16 +103,12 @@ class ReplyReader:
     def feed(self, data: bytes) -> int | None:
         """The call's status once its end mark is complete, None before that."""
         pending = self._pending + data
-        start = pending.find(self._mark)
-        if start < 0:  # a mark may have begun in the last bytes
-            keep_from = max(0, len(pending) - len(self._mark) + 1)
-        else:
-            end = pending.find(_RS, start + len(self._mark))
-            if end >= 0:
-                self._capture.add(pending[:start])
-                self._pending, self.rest = b"", pending[end + 1 :]
-                return int(pending[start + len(self._mark) : end])
-            keep_from = start
+        mark = self._mark.search(pending) if self._opening in pending else None
+        if mark:
+            self._capture.add(pending[: mark.start()])
+            self._pending, self.rest = b"", pending[mark.end() :]
+            return int(mark[1])
+        keep_from = max(0, len(pending) - len(self._opening) - _STATUS_DIGITS)  # a mark may have begun there
         self._capture.add(pending[:keep_from])
         self._pending = pending[keep_from:]
         return None

@@ -7,9 +7,11 @@
 The books that say who owns a container are its name: an adoption renames it, and an owner knows the container by the
 name it gave, so that nothing of an earlier owner reaches it (a shell, a restart, a commit, a removal).
 
-Hardening: no network, no capabilities, no new privileges, a non-root user, memory without swap, CPU and process
-limits, core dumps off. The disk limit bounds the whole container only where the storage driver can (`disk_quota`);
-elsewhere it bounds each file. A tmpfs would bound the directory, but a snapshot leaves a tmpfs out.
+Hardening: no network, no capabilities, no new privileges, a non-root user, system paths that can't be written, memory
+without swap, limits on CPU, processes and open files, core dumps off. The disk limit bounds the whole container only
+where the storage driver can (`disk_quota`); elsewhere it bounds each file. A tmpfs would bound the directory, but a
+snapshot leaves a tmpfs out. System calls are filtered by Docker's own profile; that of Docker 20.10 still lets a
+container open vsock sockets, which no network namespace holds: have a newer one, or `runtime=runsc`.
 
 A daemon that is killed, and started again, kills the containers as it starts (unless it has `live-restore`); the next
 call finds its container stopped and starts it again with its files.
@@ -202,7 +204,7 @@ class DockerSandbox(ShellSandbox):
     """One container, which has `name` as long as this is its owner."""
 
     def __init__(self, factory: DockerSandboxes, episode: str, container_id: str, name: str) -> None:
-        super().__init__(episode, work=factory.workdir, state=STATE, running=RUNNING)
+        super().__init__(episode, work=factory.workdir, state=STATE, running=RUNNING, alone=True)
         self._factory = factory
         self._id = container_id
         self.name = name
@@ -214,6 +216,7 @@ class DockerSandbox(ShellSandbox):
     async def take_over(self) -> None:
         """Become the owner, and open a shell in the container, starting it again if it stopped."""
         async with self._lock:
+            self._acted = True
             await self._call("adopting", lambda api: container.rename(api, self._id, self.name), RESTART_S)
             await self._reopen(silent=False)
 

@@ -104,6 +104,7 @@ class ProcessSandbox(ShellSandbox):
             work=str(self.folder / "work"),
             state=str(self.folder / "state"),
             running=str(self.folder / "running"),
+            alone=False,
         )
 
     async def open(self) -> None:
@@ -114,6 +115,7 @@ class ProcessSandbox(ShellSandbox):
     async def take_over(self) -> None:
         """Become the owner, and open a shell."""
         async with self._lock:
+            self._acted = True
             self._write_owner()
             await self._reopen(silent=False)
 
@@ -139,6 +141,13 @@ class ProcessSandbox(ShellSandbox):
         await self._check_owner()
         self._kill()
         return await self._join(), False
+
+    async def halt(self) -> None:
+        async with self._lock:
+            await self._check_owner()
+            self._kill()
+            await self._reopen(silent=False)
+        await super().halt()
 
     async def snapshot(self, tag: str) -> str:
         """Copy the directory, its processes stopped meanwhile, as Docker pauses them."""

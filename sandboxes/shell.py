@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 15.0  # past a command's own timeout: what a loaded host may take to kill it and say so
 OPEN_S = 30.0  # for a fresh supervisor to say that it is ready
 FILES_S = 120.0  # for one `read` or `write_many`
+HALT_S = 10.0  # then the sandbox is restarted, which ends everything too
 ARG_BYTES = 96 * 1024  # Linux takes 128 KiB in one argument; longer commands go through a file
 UPLOAD_BYTES = 768 * 1024  # of a tar file in one shell word, 1 MiB as base64: bounds the supervisor's memory
 KILLED = 128 + 9
@@ -64,13 +65,14 @@ def pack(files: dict[str, bytes]) -> bytes:
 class ShellSandbox(ABC):
     """`sandboxes.base.Sandbox` over a supervising shell; a host says how to reach one."""
 
-    def __init__(self, episode: str, *, work: str, state: str, running: str) -> None:
+    def __init__(self, episode: str, *, work: str, state: str, running: str, alone: bool) -> None:
         self.episode = episode
         self._work = work
         self._state = state
-        self._script = supervisor_script(work=work, state=state, running=running).encode()
+        self._script = supervisor_script(work=work, state=state, running=running, alone=alone).encode()
         self._channel: Channel | None = None
         self._closed = False
+        self._acted = False  # has an agent run anything in it?
         # Waiting for this lock is bounded: each holder has a deadline.
         self._lock = asyncio.Lock()
 
@@ -99,10 +101,11 @@ class ShellSandbox(ABC):
             upload, command = self._as_file(text)
         async with self._lock:
             channel = await self._ready()
+            self._acted = True
             started = time.monotonic()
             try:
                 reply = await channel.call(
-                    "klong_exec", f"{timeout_s:.3f}", command,
+                    "klong_exec", f"{max(timeout_s, 0.001):.3f}", command,
                     deadline_s=timeout_s + GRACE_S, lane=TERMINAL, limit=output_limit, before=upload,
                 )  # fmt: skip
             except ChannelLost as lost:
@@ -128,10 +131,13 @@ class ShellSandbox(ABC):
             reply = await self._files("klong_unpack", before=self._upload(archive))
         if reply.status != 0:
             reason = reply.output.decode("utf-8", "replace").strip()
-            raise TaskFailure(f"{len(files)} files can't be written in {self._work} of {self.episode}: {reason}")
+            blame = AgentFailure if self._acted else TaskFailure
+            raise blame(f"{len(files)} files can't be written in {self._work} of {self.episode}: {reason}")
 
     async def read(self, path: str, limit: int = 1 << 20) -> bytes:
         full = posixpath.join(self._work, path)
+        if "\0" in full:
+            raise FileNotFoundError(f"no file can be named {full!r}")
         async with self._lock:
             reply = await self._files("klong_read", str(limit), full, limit=limit)
         if reply.status == NOT_A_FILE:
@@ -140,21 +146,31 @@ class ShellSandbox(ABC):
             raise AgentFailure(f"{full} in the sandbox of {self.episode} can't be read: status {reply.status}")
         return reply.output
 
+    async def halt(self) -> None:
+        async with self._lock:
+            reply = await self._files("klong_halt", deadline_s=HALT_S)
+        if reply.status != 0:
+            raise AgentFailure(f"the state of the shell in the sandbox of {self.episode} can't be removed")
+
     def _upload(self, data: bytes) -> bytes:
         chunks = [data[start : start + UPLOAD_BYTES] for start in range(0, len(data), UPLOAD_BYTES)]
         parts = [b"klong_part '" + base64.b64encode(chunk) + b"'\n" for chunk in chunks]
-        return b'true > "$klong_upload"\n' + b"".join(parts)
+        return b'rm -rf "$klong_upload"; true > "$klong_upload"\n' + b"".join(parts)
 
-    async def _files(self, function: str, *args: str, limit: int = 1 << 16, before: bytes = b"") -> Reply:
+    async def _files(
+        self, function: str, *args: str, deadline_s: float = FILES_S, limit: int = 1 << 16, before: bytes = b""
+    ) -> Reply:
         """A call that may be made again: so it is, once, when the agent or the host took the shell down."""
         for _ in range(ATTEMPTS):
             channel = await self._ready()
             try:
-                return await channel.call(function, *args, deadline_s=FILES_S, lane=DATA, limit=limit, before=before)
+                return await channel.call(
+                    function, *args, deadline_s=deadline_s, lane=DATA, limit=limit, before=before
+                )
             except ChannelLost as lost:
                 cause, from_outside = lost, await self._reopen(silent=lost.silent)
         blame = InfrastructureFailure if from_outside else AgentFailure
-        raise blame(f"the shell of {self.episode} died twice while moving files: {cause}") from cause
+        raise blame(f"the shell of {self.episode} died twice in {function}: {cause}") from cause
 
     def _as_file(self, command: bytes) -> tuple[bytes, str]:
         """The upload and the short command that run one too long for an argument, or say that it didn't fit."""

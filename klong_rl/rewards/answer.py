@@ -20,6 +20,7 @@ async def digits_in_place(episode: FinishedEpisode, sandbox: Any) -> Verdict:
     secret = episode.spec.task.secret
     if not secret.get("expected") or not secret.get("file"):
         raise TaskFailure(f"task {episode.spec.task.id} has no file and expected answer in its secret; add both")
+    await sandbox.halt()  # nothing that the agent left running has a hand in what is read
     try:
         answer = await sandbox.read(secret["file"], limit=ANSWER_LIMIT_BYTES)
     except FileNotFoundError:

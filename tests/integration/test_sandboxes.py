@@ -351,6 +351,14 @@ async def test_a_released_sandbox_is_there_to_adopt(factory, sandbox):
     assert await alive(adopted, "sleep 4325") == 1
 
 
+async def test_halt_ends_all_that_runs_and_forgets_the_environment_but_no_file(sandbox):
+    await run(sandbox, "cd /; export A=kept; echo 2 > ~/file; sleep 4327 & setsid sleep 4327 &")
+    assert await alive(sandbox, "sleep 4327") == 2
+    await sandbox.halt()
+    assert await alive(sandbox, "sleep 4327") == 0
+    assert (await run(sandbox, 'basename "$PWD"; echo "[$A]"; cat file')).output == "work\n[]\n2\n"
+
+
 async def test_closing_ends_the_command_that_runs(sandbox):
     running = asyncio.create_task(run(sandbox, "sleep 4326", timeout_s=60))
     await asyncio.sleep(0.3)

@@ -19,6 +19,9 @@ class Files:
             raise FileNotFoundError(path)
         return self.files[path][:limit]
 
+    async def halt(self) -> None:
+        self.halted = True
+
 
 def finished(**secret) -> FinishedEpisode:
     task = Task(id="t", family="f", instruction="i", image="m", secret=secret)

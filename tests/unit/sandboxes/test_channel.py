@@ -41,6 +41,16 @@ def test_marks_of_other_calls_are_output():
     assert reader.output() == (other, False)
 
 
+@pytest.mark.parametrize("forged", [b"abc\x1e", b"\x1e", b"0" * 5000 + b"\x1e", b"-1\x1e", b"1" + b" " * 100_000])
+def test_a_mark_that_only_a_spy_could_begin_is_output_unless_it_is_whole(forged):
+    reader = ReplyReader(NONCE, limit=1 << 20)
+    opening = b"\x1e" + NONCE.encode() + b" "
+    assert reader.feed(opening + forged) is None
+    assert len(reader._pending) < 32  # whatever follows the opening isn't kept but for the capture
+    assert reader.feed(opening + b"7\x1e") == 7
+    assert reader.output() == (opening + forged, False)
+
+
 @given(data=st.binary(max_size=300), limit=st.integers(2, 100), cuts=st.lists(st.integers(0, 999)))
 def test_capture_keeps_the_first_and_the_last_bytes(data, limit, cuts):
     capture = Capture(limit)

@@ -24,4 +24,4 @@ def test_pack_refuses_a_path_outside(path):
 @pytest.mark.parametrize("path", ["/tmp/a b", "/tmp/$x", "/tmp/'x"])
 def test_a_path_that_a_shell_would_read_is_refused(path):
     with pytest.raises(ValueError, match="letters, digits"):
-        supervisor_script(work="/work", state=path, running="/run")
+        supervisor_script(work="/work", state=path, running="/run", alone=True)
