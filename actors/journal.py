@@ -1,24 +1,27 @@
 """Where an episode's turns go as they happen: the write-ahead of each action, then the turn.
 
-    intend(turn) ──▶ the command runs ──▶ append(turn with its observation)
-                        │ whoever ran it dies
-                        └─▶ the next holder finds the intended turn and appends it as interrupted (actors.takeover)
+intend(turn) ──▶ the command runs ──▶ append(turn with its observation)
+                    │ whoever ran it dies
+                    └─▶ the next holder finds the intended turn and appends it as interrupted (actors.takeover)
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from actors.snapshots import take
-from klong_rl.buffer import Buffer, Claim, EpisodeLimits
+from klong_rl.buffer import Buffer, Claim, EpisodeLimits, OutOfSequence
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.types import Segment, Turn
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Journal(Protocol):
@@ -49,7 +52,9 @@ class MemoryJournal:
 class BufferJournal:
     """Each turn a segment in the buffer; now and then a snapshot of the sandbox beside it.
 
-    `snapshot_every_s` counts wall-clock seconds between two snapshots; 0 takes none.
+    `turns` are those that are there already. A Redis that comes back without its last second (docs/buffer.md) has lost
+    turns whose commands have run: they are sent again, from here. `snapshot_every_s` counts wall-clock seconds between
+    two snapshots; 0 takes none.
     """
 
     def __init__(
@@ -59,7 +64,7 @@ class BufferJournal:
         claim: Claim,
         prefix_P: np.ndarray,
         sandbox: Any,
-        n_turns: int,
+        turns: Sequence[Turn],
         snapshot_every_s: float,
     ) -> None:
         self._buffer = buffer
@@ -69,30 +74,40 @@ class BufferJournal:
         self._sandbox = sandbox
         self._snapshot_every_s = snapshot_every_s
         self._snapshot_taken = time.monotonic()
-        self.n_segments = n_turns
+        self._turns = list(turns)
+
+    @property
+    def n_segments(self) -> int:
+        return len(self._turns)
 
     async def intend(self, turn: Turn) -> None:
-        await self._buffer.intend(self._episode, self._epoch, turn.index, turn)
+        await self._after_what_is_missing(lambda: self._buffer.intend(self._episode, self._epoch, turn.index, turn))
 
     async def append(self, turn: Turn) -> EpisodeLimits | None:
-        segment = Segment(
-            episode=self._episode,
-            epoch=self._epoch,
-            seq=turn.index,
-            turns=(turn,),
-            prefix_P=self._prefix_P if turn.index == 0 else None,
-        )
-        limits = await self._buffer.append(self._episode, self._epoch, segment)
-        self.n_segments = turn.index + 1
+        limits = await self._after_what_is_missing(lambda: self._append(turn))
+        self._turns.append(turn)
         if self._snapshot_every_s and time.monotonic() - self._snapshot_taken >= self._snapshot_every_s:
             await self._try_snapshot()
         return limits
 
+    async def _append(self, turn: Turn) -> EpisodeLimits | None:
+        prefix_P = self._prefix_P if turn.index == 0 else None
+        segment = Segment(episode=self._episode, epoch=self._epoch, seq=turn.index, turns=(turn,), prefix_P=prefix_P)
+        return await self._buffer.append(self._episode, self._epoch, segment)
+
+    async def _after_what_is_missing(self, write: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await write()
+        except OutOfSequence as gap:
+            missing = self._turns[gap.expected :]
+            log.warning("Redis lost the last %d turns of episode %s; they are sent again", len(missing), self._episode)
+            for turn in missing:
+                await self._append(turn)
+            return await write()
+
     async def _try_snapshot(self) -> None:
         self._snapshot_taken = time.monotonic()
         try:
-            await take(
-                self._buffer, self._sandboxes, self._sandbox, self._episode, self._epoch, self.n_segments
-            )
+            await take(self._buffer, self._sandboxes, self._sandbox, self._episode, self._epoch, self.n_segments)
         except InfrastructureFailure as failure:
             log.warning("episode %s goes on without a new snapshot: %s", self._episode, failure)

@@ -138,7 +138,7 @@ class RolloutActor:
         episode, sandbox = claim.spec.id, begun.sandbox
         prefix_P = self._agent.prefix(claim.spec)
         every_s = self._config.sandbox.snapshot_every_s
-        journal = BufferJournal(self._buffer, self._sandboxes, claim, prefix_P, sandbox, len(begun.turns), every_s)
+        journal = BufferJournal(self._buffer, self._sandboxes, claim, prefix_P, sandbox, begun.turns, every_s)
         try:
             outcome = begun.outcome or await self._agent.run(
                 claim.spec, prefix_P, sandbox, journal, begun.turns, begun.intended

@@ -74,7 +74,7 @@ class Scene:
         self.begun = begun = await take_over(self.buffer, self.sandboxes, claim)
         agent = Agent(CONFIG, RULE, self.chat, engine := ScriptedEngine(self.chat, script))
         prefix_P = agent.prefix(claim.spec)
-        journal = Mortal(self.buffer, self.sandboxes, claim, prefix_P, begun.sandbox, len(begun.turns), 0.0)
+        journal = Mortal(self.buffer, self.sandboxes, claim, prefix_P, begun.sandbox, begun.turns, 0.0)
         journal.dies_at, journal.snapshot_after = dies_at, snapshot_after
         try:
             outcome = begun.outcome or await agent.run(
@@ -111,8 +111,11 @@ class Mortal(BufferJournal):
 
     dies_at = ""
     snapshot_after: int | None = None
+    redis_forgets_before: int | None = None
 
     async def intend(self, turn) -> None:
+        if turn.index == self.redis_forgets_before:
+            await forget_the_last_second(self._buffer, keep=1)
         await super().intend(turn)
         if self.dies_at == f"intended {turn.index}":
             raise HolderDies
@@ -126,6 +129,13 @@ class Mortal(BufferJournal):
         if self.dies_at == f"turn {turn.index}":
             raise HolderDies
         return limits
+
+
+async def forget_the_last_second(buffer: Buffer, keep: int) -> None:
+    """As a Redis that was killed while its disk was busy: what it answered last is not in its file."""
+    n = len(await buffer.segments("e"))
+    await buffer._redis.read("forget", ("LTRIM", buffer._key("sizes", "e"), 0, keep - 1))
+    await buffer._redis.read("forget", *(("DEL", buffer._key("segment", "e", seq)) for seq in range(keep, n)))
 
 
 WHOLE = [text.removesuffix(END) for text in SCRIPT]
@@ -214,12 +224,25 @@ async def test_snapshots_are_taken_beside_the_turns_when_their_time_has_come(sce
     begun = await take_over(scene.buffer, scene.sandboxes, claim)
     agent = Agent(CONFIG, RULE, scene.chat, ScriptedEngine(scene.chat, SCRIPT))
     prefix_P = agent.prefix(claim.spec)
-    journal = BufferJournal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, 0, snapshot_every_s=1e-9)
+    journal = BufferJournal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, [], snapshot_every_s=1e-9)
     await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
     snapshot = (await scene.buffer.progress("e")).snapshot
     assert snapshot.n_segments == 4
     assert await scene.sandboxes.forget_snapshots("e", keep=snapshot.image) == 0, "no older one is kept"
     assert await scene.sandboxes.forget_snapshots("e") == 1
+
+
+async def test_turns_that_redis_lost_are_sent_again_and_not_run_again(scene):
+    await scene.buffer.admit(scene.spec)
+    claim = await scene.buffer.claim("actor")
+    begun = await take_over(scene.buffer, scene.sandboxes, claim)
+    agent = Agent(CONFIG, RULE, scene.chat, engine := ScriptedEngine(scene.chat, SCRIPT))
+    prefix_P = agent.prefix(claim.spec)
+    journal = Mortal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, [], 0.0)
+    journal.redis_forgets_before = 2
+    await scene.buffer.seal("e", claim.epoch, await agent.run(claim.spec, prefix_P, begun.sandbox, journal))
+    await scene.assert_whole(*WHOLE)
+    assert len(engine.contexts) == 4 and await scene.log() == b"0\n1\n2\n"
 
 
 async def test_a_set_up_that_was_cut_short_is_begun_anew(scene):
@@ -263,7 +286,7 @@ async def test_a_holder_that_was_thought_dead_runs_no_further_command(scene):
     await scene.hold(SCRIPT)
     agent = Agent(CONFIG, RULE, scene.chat, ScriptedEngine(scene.chat, [f"echo late >> log{END}"]))
     prefix_P = agent.prefix(claim.spec)
-    journal = BufferJournal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, 0, 0.0)
+    journal = BufferJournal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, [], 0.0)
     with pytest.raises(StaleEpoch):
         await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
     assert await scene.log() == b"0\n1\n2\n"
