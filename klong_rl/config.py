@@ -95,6 +95,9 @@ class SandboxConfig:
     runtime: str = ""  # "runsc" for gVisor; empty: Docker's default
     setup_timeout_s: float = 120.0
     snapshot_every_s: float = 600.0  # of an episode under way, to go on from where its sandbox is lost; 0: never
+    hosts: list[str] = field(default_factory=list)  # unix:// or tcp:// of Docker daemons; none: DOCKER_HOST
+    per_host: int = 0  # sandboxes on one host at most, those of other runs included; 0: no bound
+    warm: int = 16  # sandboxes that each rollout actor keeps made ahead on each host; 0: none
 
 
 @dataclass
@@ -237,6 +240,8 @@ def check(config: RunConfig) -> None:
         ("learner.checkpoint_every", config.learner.checkpoint_every, 1),
         ("learner.keep_checkpoints", config.learner.keep_checkpoints, 1),
         ("cold_start.steps", config.cold_start.steps, 0),
+        ("sandbox.warm", config.sandbox.warm, 0),
+        ("sandbox.per_host", config.sandbox.per_host, 0),
         ("buffer.memory_mb", config.buffer.memory_mb, 16),
         ("number of curriculum.stages", len(config.curriculum.stages), 1),
     ):

@@ -74,7 +74,7 @@ def check_machine(config: RunConfig, run_dir: Path) -> None:
         preflight.check_redis_server()
     if config.sandbox.kind == "docker":
         try:
-            asyncio.run(docker.preflight(config.sandbox.image))
+            asyncio.run(docker.preflight(config.sandbox.image, config.sandbox.hosts))
         except InfrastructureFailure as failure:
             raise UserError(str(failure)) from failure
 
@@ -166,8 +166,9 @@ class Launch:
         if config.kind == "process":
             allow = config.allow_unisolated
             return {"_target_": "sandboxes.process.ProcessSandboxes", "run": self.run_id, "allow_unisolated": allow}
-        runtime = config.runtime or None
-        return {"_target_": "sandboxes.docker.DockerSandboxes", "run": self.run_id, "runtime": runtime}
+        docker = {"_target_": "sandboxes.docker.DockerSandboxes", "run": self.run_id}
+        pool = {"hosts": list(config.hosts), "per_host": config.per_host, "warm": config.warm}
+        return docker | {"runtime": config.runtime or None, **pool}
 
     async def _sort_out_sandboxes(self, stack: AsyncExitStack, spec: dict[str, Any], buffer: Buffer) -> None:
         """Of an earlier launch, keep those whose episodes go on, to be adopted. At the end none is kept."""

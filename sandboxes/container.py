@@ -1,5 +1,9 @@
 """What is asked of Docker: names, labels, hardening, and the calls that make, find, restart and keep a container.
 
+A container's label says which run it belongs to, and its name the rest: episode, epoch and owner. Docker can give a
+container another name but no other labels, and one that was made ahead has no episode until it is handed out. Images,
+which have no such names, carry run, episode and epoch as labels.
+
 The main process of a container only sleeps, under Docker's init and a user of its own, so that no signal of the agent's
 reaches either. Hence a container that stopped was stopped from outside; whatever an agent kills, its container and its
 other processes go on. The supervising shells, and through them all commands, enter by exec.
@@ -10,9 +14,10 @@ the middle; each says why it may be.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from typing import Any
+import time
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import docker
 
@@ -27,15 +32,57 @@ SNAPSHOT_REPOSITORY = "klong-snapshot"
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-def container_name(run: str, episode: str, epoch: int) -> str:
-    """Unique per run, episode and epoch, whatever characters they hold; readable where Docker allows.
+class Name(NamedTuple):
+    """What a container's name says. `episode` is empty as long as the container waits in a pool."""
 
-    >>> container_name("demo", "t3-s1-g4-0", 2)
-    'klong-demo-t3-s1-g4-0-2-99a2500b'
+    episode: str
+    epoch: int
+    owner: str
+
+
+def container_name(run: str, episode: str, epoch: int, owner: str = "first") -> str:
+    """Unique per run, episode, epoch and owner, whatever characters they hold, and readable where Docker allows.
+
+    >>> container_name("demo", "t3-s1-g4-0", 2), container_name("demo", "a b", 1, "5f2c")
+    ('klong.demo.t3-s1-g4-0.2.first', 'klong.demo.a_20b.1.5f2c')
     """
-    text = f"{run}-{episode}-{epoch}"
-    digest = hashlib.sha256(repr((run, episode, epoch)).encode()).hexdigest()[:8]
-    return f"klong-{re.sub(r'[^A-Za-z0-9_.-]', '_', text)[:80]}-{digest}"
+    return f"{_prefix(run, episode)}{epoch}.{owner}"
+
+
+def name_filter(run: str, episode: str) -> str:
+    """Docker's filter for the containers of an episode, any epoch and owner: a regular expression."""
+    return f"^/?{re.escape(_prefix(run, episode))}"
+
+
+def parse_name(name: str) -> Name:
+    """What `container_name` said, of a container's name as Docker lists it.
+
+    >>> parse_name("/klong.demo.a_20b.1.5f2c")
+    Name(episode='a b', epoch=1, owner='5f2c')
+
+    Whatever else has the label of a run belongs to no episode:
+
+    >>> parse_name("/happy_hopper")
+    Name(episode='', epoch=0, owner='')
+    """
+    parts = name.removeprefix("/").split(".")
+    if len(parts) != 5 or parts[0] != "klong" or not parts[3].isdecimal():
+        return Name("", 0, "")
+    return Name(unquote(parts[2].replace("_", "%")), int(parts[3]), parts[4])
+
+
+def listed_name(listed: dict[str, Any]) -> Name:
+    """The name of a container as `api.containers` lists it: one that is being removed may have none."""
+    return parse_name((listed["Names"] or [""])[0])
+
+
+def _prefix(run: str, episode: str) -> str:
+    return f"klong.{_word(run)}.{_word(episode)}."
+
+
+def _word(text: str) -> str:
+    """Letters, digits and `-` as they are, each other byte as `_` and two digits: so no word holds a dot."""
+    return re.sub(rb"[^A-Za-z0-9-]", lambda match: b"_%02X" % match[0][0], text.encode()).decode()
 
 
 def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota: bool) -> dict[str, Any]:
@@ -62,8 +109,8 @@ def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota
     }
 
 
-def container_config(run: str, episode: str, epoch: int, image: str, host: dict[str, Any]) -> dict[str, Any]:
-    """Docker's container Config. Its labels pass to the images committed from it."""
+def container_config(run: str, image: str, host: dict[str, Any]) -> dict[str, Any]:
+    """Docker's container Config."""
     return {
         "Image": image,
         "Cmd": MAIN_PROCESS,
@@ -71,7 +118,7 @@ def container_config(run: str, episode: str, epoch: int, image: str, host: dict[
         "User": MAIN_USER,
         "WorkingDir": "/",  # the agent's own may be closed to others
         "StopSignal": "SIGKILL",  # there is nothing to say goodbye to
-        "Labels": {RUN_LABEL: run, EPISODE_LABEL: episode, EPOCH_LABEL: str(epoch)},
+        "Labels": {RUN_LABEL: run},
         "HostConfig": host,
     }
 
@@ -119,6 +166,20 @@ def rename(api: docker.APIClient, container: str, name: str) -> None:
         api.rename(container, name)
 
 
+def hand_out(api: docker.APIClient, container: str, name: str) -> None:
+    """Name a container after the episode that gets it, in place of what an earlier creation of the same name left.
+
+    May be repeated, as `rename` and `remove`.
+    """
+    try:
+        rename(api, container, name)
+    except docker.errors.APIError as error:
+        if error.status_code != 409:
+            raise
+        remove(api, name)
+        rename(api, container, name)
+
+
 def remove(api: docker.APIClient, container: str) -> None:
     """Kill and remove a container with its volumes. May be repeated: one that is gone, or is being removed, is fine."""
     try:
@@ -132,9 +193,9 @@ def remove(api: docker.APIClient, container: str) -> None:
         return
 
 
-def commit(api: docker.APIClient, name: str, tag: str) -> str:
+def commit(api: docker.APIClient, name: str, tag: str, labels: dict[str, str]) -> str:
     """The id of an image of the container. May be repeated: the tag moves, and labels find the image without one."""
-    return api.commit(name, repository=SNAPSHOT_REPOSITORY, tag=tag)["Id"]
+    return api.commit(name, repository=SNAPSHOT_REPOSITORY, tag=tag, conf={"Labels": labels})["Id"]
 
 
 def remove_image(api: docker.APIClient, image: str) -> bool:
@@ -151,6 +212,29 @@ def remove_image(api: docker.APIClient, image: str) -> bool:
             raise
         return False
     return True
+
+
+def remove_unowned(api: docker.APIClient, run: str, older_than_s: float) -> list[str]:
+    """Remove the containers of a pool whose process is gone; their names.
+
+    A pool holds a shell open in each of its containers, and the daemon ends a shell whose connection is gone. So one
+    that has none for `older_than_s` after it was made is nobody's. It is removed by the name that it has as long as it
+    waits: should its owner be there all the same and hand it out in this moment, it stays. May be repeated.
+    """
+    waiting = api.containers(all=True, filters={"label": f"{RUN_LABEL}={run}", "name": name_filter(run, "")})
+    made_before = time.time() - older_than_s
+    names = [name for each in waiting if each["Created"] < made_before for name in each["Names"] or ()]
+    removed = []
+    for name in names:
+        name = name.removeprefix("/")
+        try:
+            has_shell = api.inspect_container(name)["ExecIDs"]
+        except docker.errors.NotFound:  # handed out meanwhile
+            continue
+        if not has_shell:
+            remove(api, name)
+            removed.append(name)
+    return removed
 
 
 def children_first(images: list[dict[str, Any]]) -> list[str]:

@@ -39,10 +39,21 @@ class Refused(InfrastructureFailure):
 
 
 class Daemon:
-    """One Docker daemon. `base_url` None follows DOCKER_HOST, as the docker command does."""
+    """One Docker daemon, at unix:// or tcp://; `base_url` None follows DOCKER_HOST, as the docker command does.
+
+    TLS is as the docker command has it, from DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, for all hosts the same. But
+    REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE must not be set then: the SDK would take them for the daemon's authority.
+    """
 
     def __init__(self, base_url: str | None, threads: int) -> None:
         self._base_url = base_url
+        self.where = base_url or os.environ.get("DOCKER_HOST") or "the default socket"
+        if self.where.startswith("ssh://"):
+            remote = self.where.removeprefix("ssh://").rstrip("/")
+            raise InfrastructureFailure(
+                f"sandboxes open no {self.where} themselves: name unix:///tmp/{remote}.sock instead, and make it with "
+                f"`ssh -nNT -L /tmp/{remote}.sock:/var/run/docker.sock {remote}`"
+            )
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="docker")
         self._local = threading.local()
         self._away = Seldom()
@@ -84,7 +95,7 @@ class Daemon:
 
     async def _once(self, doing: str, use: Callable[[docker.APIClient], T], deadline_s: float) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._use, use, deadline_s)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self.use, use, deadline_s)
         except docker.errors.NotFound:
             raise
         except docker.errors.APIError as error:
@@ -92,13 +103,13 @@ class Daemon:
         except requests.exceptions.Timeout as error:
             raise TimeoutError from error
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-            where = self._base_url or os.environ.get("DOCKER_HOST") or "the default socket"
             raise HostAway(
-                f"the Docker daemon at {where} can't be reached ({doing}): {error}. "
-                "Start it (systemctl start docker), or name another in DOCKER_HOST"
+                f"the Docker daemon at {self.where} can't be reached ({doing}): {error}. "
+                "Start it (systemctl start docker), or name another in DOCKER_HOST or sandbox.hosts"
             ) from error
 
-    def _use(self, use: Callable[[docker.APIClient], T], timeout_s: float) -> T:
+    def use(self, use: Callable[[docker.APIClient], T], timeout_s: float) -> T:
+        """`use(client)` in this thread."""
         client = self._client()
         client.timeout = timeout_s  # a thread that waits for a daemon that hangs comes free with the call it waits for
         try:
@@ -109,7 +120,9 @@ class Daemon:
 
     def _client(self) -> docker.APIClient:
         if not hasattr(self._local, "client"):
-            settings = {"base_url": self._base_url} if self._base_url else docker.utils.kwargs_from_env()
+            settings = docker.utils.kwargs_from_env()  # with the certificates that DOCKER_CERT_PATH names
+            if self._base_url:
+                settings["base_url"] = self._base_url
             self._local.client = docker.APIClient(version="auto", **settings)
         return self._local.client
 

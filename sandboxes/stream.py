@@ -6,12 +6,8 @@ import asyncio
 import select
 import socket
 import ssl
-from collections.abc import Awaitable
-from typing import Any, TypeVar
-
-from sandboxes.base import InfrastructureFailure
-
-T = TypeVar("T")
+from collections.abc import Callable
+from typing import Any
 
 RECV_BYTES = 1 << 16
 _HEADER = 8  # lane, three zero bytes, big-endian uint32 size
@@ -39,36 +35,59 @@ class Demux:
 
 
 class AttachedStream:
-    """`sock` is what the SDK's `exec_start(socket=True)` returns; the event loop drives it."""
+    """Driven by the event loop. `sock` is what the SDK's `exec_start(socket=True)` returns, with or without TLS."""
 
     def __init__(self, sock: Any) -> None:
         self._owner = sock  # holds the HTTP response, whose collection would close the connection
         self._sock: socket.socket = getattr(sock, "_sock", sock)
-        if not isinstance(self._sock, socket.socket) or isinstance(self._sock, ssl.SSLSocket):
-            sock.close()
-            raise InfrastructureFailure("sandboxes need a Docker daemon on unix:// or tcp://, without TLS: tunnel it")
         self._sock.setblocking(False)
         self._demux = Demux()
         self._frames: list[tuple[int, bytes]] = []
         self._waiting = False
 
     async def send(self, data: bytes) -> None:
-        await self._wait(asyncio.get_running_loop().sock_sendall(self._sock, data))
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._sock.send(rest) :]
+            except ssl.SSLWantReadError:
+                await self._readable()
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await self._writable()
 
     async def recv(self) -> tuple[int, bytes] | None:
         while not self._frames:
-            data = await self._wait(asyncio.get_running_loop().sock_recv(self._sock, RECV_BYTES))
+            try:
+                data = self._sock.recv(RECV_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await self._readable()
+                continue
+            except ssl.SSLWantWriteError:
+                await self._writable()
+                continue
             if not data:
                 return None
             self._frames = self._demux.feed(data)[::-1]
         return self._frames.pop()
 
-    async def _wait(self, transfer: Awaitable[T]) -> T:
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self._wait(loop.add_reader, loop.remove_reader)
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self._wait(loop.add_writer, loop.remove_writer)
+
+    async def _wait(self, add: Callable[..., None], remove: Callable[[socket.socket], bool]) -> None:
+        """asyncio's own `sock_recv` and `sock_sendall` take no TLS socket."""
+        ready = asyncio.Event()
+        add(self._sock, ready.set)
         self._waiting = True
         try:
-            return await transfer
+            await ready.wait()
         finally:
             self._waiting = False
+            remove(self._sock)
 
     def ended(self) -> bool:
         poll = select.poll()

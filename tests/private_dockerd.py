@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import docker
@@ -19,9 +20,11 @@ class PrivateDockerd:
 
     `folder` is best a short path, such as one of `tempfile.mkdtemp`: it holds Unix sockets, whose path is at most
     107 bytes long. `live_restore`: containers survive a restart of the daemon, as an operator may have set it.
+    `flags` are more of dockerd's own, such as another `--host`.
     """
 
-    def __init__(self, folder: Path, *, live_restore: bool = False) -> None:
+    def __init__(self, folder: Path, *, live_restore: bool = False, flags: Sequence[str] = ()) -> None:
+        self._flags = flags
         self._folder = Path(folder)
         self.live_restore = live_restore
         self._process: subprocess.Popen | None = None
@@ -49,6 +52,7 @@ class PrivateDockerd:
             "--iptables=false",
             "--ip6tables=false",
             f"--live-restore={str(self.live_restore).lower()}",
+            *self._flags,
         ]
         (self._folder / "no-config.json").write_text("{}")
         with self.log.open("ab") as output:

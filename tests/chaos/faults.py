@@ -22,6 +22,7 @@ from typing import NamedTuple
 import docker
 import psutil
 
+from sandboxes.container import parse_name
 from tests.chaos.scene import LOOK_S, Moment, Pulse, Scene, is_gone
 
 ENGINE, ROLLOUT, RANK, JUDGE = "VLLM::EngineCore", "ray::RolloutActor", "ray::Rank", "ray::JudgeActor"
@@ -158,11 +159,8 @@ async def _running_container(scene: Scene, api: docker.APIClient, rng: random.Ra
     until = time.monotonic() + VICTIM_S
     while True:
         running = dict(await scene.ask(lambda reader: reader.running()) or [])
-        found = [
-            (box["Names"][0].removeprefix("/"), box["Labels"]["klong.episode"])
-            for box in api.containers(filters={"label": "klong.episode"})
-            if running.get(box["Labels"]["klong.episode"]) is not None
-        ]
+        names = [box["Names"][0].removeprefix("/") for box in api.containers(filters={"label": "klong.run"})]
+        found = [(name, episode) for name in names if running.get(episode := parse_name(name).episode) is not None]
         if found:
             return rng.choice(sorted(found))
         if time.monotonic() > until or scene.ended():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from klong_rl.types import Limits
-from sandboxes import docker
+from sandboxes import docker_sandbox
 from sandboxes.base import HostAway
 from sandboxes.docker import DockerSandboxes
 from tests.private_dockerd import PrivateDockerd
@@ -36,7 +36,7 @@ def dockerd(request):
 
 @pytest.fixture
 async def factory(dockerd):
-    made = DockerSandboxes("test", base_url=dockerd.host)
+    made = DockerSandboxes("test", hosts=[dockerd.host])
     yield made
     await made.reap(keep=set())
     await made.close()
@@ -119,7 +119,7 @@ async def test_the_agent_that_kills_its_shell_is_not_interrupted(dockerd, sandbo
 
 
 async def test_closing_while_the_daemon_is_away_for_good_ends_at_its_deadline(dockerd, sandbox, monkeypatch):
-    monkeypatch.setattr(docker, "CLOSE_S", 2.0)
+    monkeypatch.setattr(docker_sandbox, "CLOSE_S", 2.0)
     dockerd.kill()
     try:
         started = time.monotonic()

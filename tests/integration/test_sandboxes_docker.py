@@ -151,8 +151,8 @@ async def test_reap_keeps_the_newest_container_of_an_episode_alone(factory, sand
 
 
 async def test_a_container_that_cannot_be_started_is_no_hang_to_its_adopter(factory, client):
-    labels = {"klong.run": factory.run, "klong.episode": "e", "klong.epoch": "1"}
-    client.containers.create(IMAGE, ["no-such-program"], labels=labels, network_mode="none")
+    name, labels = container.container_name(factory.run, "e", 1), {"klong.run": factory.run}
+    client.containers.create(IMAGE, ["no-such-program"], name=name, labels=labels, network_mode="none")
     with pytest.raises(InfrastructureFailure, match="restarting.*no-such-program"):
         await factory.adopt("e")
 
@@ -220,7 +220,7 @@ async def test_a_missing_image_is_named_with_its_remedy(factory, client):
 async def test_an_unreachable_daemon_is_named_with_its_remedy():
     async with asyncio.timeout(3):  # at once: nobody is there to start it again
         with pytest.raises(HostAway, match=r"(?s)/nowhere/docker.sock.*systemctl start docker") as failure:
-            await preflight(IMAGE, NOWHERE)
+            await preflight(IMAGE, [NOWHERE])
     assert "\n" not in str(failure.value)
 
 

@@ -1,0 +1,118 @@
+"""One container as a sandbox.
+
+The books that say who owns a container are its name: an adoption renames it, and an owner knows the container by the
+name it gave, so that nothing of an earlier owner reaches it (a shell, a restart, a commit, a removal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import docker
+
+from sandboxes import container
+from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
+from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, container_name, parse_name
+from sandboxes.daemon import Daemon, Refused
+from sandboxes.shell import ShellSandbox
+from sandboxes.stream import AttachedStream
+
+T = TypeVar("T")
+
+AWAY_S = 30.0  # what a daemon takes to be started again, its own 10 s of grace to containers included
+CLOSE_S = AWAY_S + 30.0
+RESTART_S = AWAY_S + 60.0
+SNAPSHOT_S = AWAY_S + 300.0
+
+STATE = "/tmp/.klong-state"  # in the container's own layer: a restart and a snapshot keep it
+RUNNING = "/dev/shm/.klong-running"  # in memory: a process group's number means nothing after a restart
+
+
+class Place(NamedTuple):
+    """Where a container is, and as whom its commands run."""
+
+    daemon: Daemon
+    run: str
+    user: str
+    workdir: str
+
+
+class DockerSandbox(ShellSandbox):
+    """One container, which has `name` as long as this is its owner."""
+
+    def __init__(self, place: Place, container_id: str, name: str) -> None:
+        super().__init__(parse_name(name).episode, work=place.workdir, state=STATE, running=RUNNING, alone=True)
+        self._place = place
+        self._id = container_id
+        self.name = name
+
+    async def open(self, sock: Any) -> None:
+        """Take the first shell of a container that was just made."""
+        self._channel = await self._open(AttachedStream(sock), blame=TaskFailure)
+
+    def ended(self) -> bool:
+        """Whether the shell is known to be gone."""
+        return self._channel is None or self._channel.ended()
+
+    async def hand_out(self, episode: str, epoch: int) -> None:
+        """From here on it is the episode's. Raises InfrastructureFailure where it is gone."""
+        self.episode, self.name = episode, container_name(self._place.run, episode, epoch)
+        await self._call("handing out", lambda api: container.hand_out(api, self._id, self.name), RESTART_S)
+
+    async def take_over(self) -> None:
+        """Become the owner, and open a shell in the container, starting it again if it stopped."""
+        async with self._lock:
+            self._acted = True
+            await self._call("adopting", lambda api: container.rename(api, self._id, self.name), RESTART_S)
+            await self._reopen(silent=False)
+
+    async def _join(self) -> AttachedStream:
+        user = self._place.user
+        return AttachedStream(
+            await self._call("opening a shell in", lambda api: container.open_shell(api, self.name, user), RESTART_S)
+        )
+
+    async def _restart(self) -> tuple[AttachedStream, bool]:
+        user = self._place.user
+        sock, had_stopped = await self._call(
+            "restarting", lambda api: container.restart(api, self.name, user), RESTART_S
+        )
+        return AttachedStream(sock), had_stopped
+
+    async def _check_owner(self) -> None:
+        await self._call("looking at", lambda api: api.inspect_container(self.name), RESTART_S)
+
+    async def snapshot(self, tag: str) -> str:
+        """Commit the container, paused meanwhile (1 s per 100 MB written); the image's id.
+
+        The tag that `docker images` shows begins with the container's id: episodes don't take it from each other.
+        """
+        full = f"{self._id[:12]}-{tag}"
+        epoch = str(parse_name(self.name).epoch)
+        labels = {RUN_LABEL: self._place.run, EPISODE_LABEL: self.episode, EPOCH_LABEL: epoch}
+        async with self._lock:
+            return await self._call(
+                "committing", lambda api: container.commit(api, self.name, full, labels), SNAPSHOT_S
+            )
+
+    async def _remove(self) -> None:
+        """By its name: if another has adopted it, it is theirs."""
+        await self._place.daemon.call(
+            f"removing {self.name}", lambda api: container.remove(api, self.name), deadline_s=CLOSE_S
+        )
+
+    async def _call(self, doing: str, use: Callable[[docker.APIClient], T], deadline_s: float) -> T:
+        """A call on the container, by its name. Raises Adopted, or InfrastructureFailure, when it hasn't that name."""
+        call = self._place.daemon.call
+        try:
+            return await call(f"{doing} {self.name}", use, deadline_s=deadline_s)
+        except docker.errors.NotFound as error:
+            missing = error
+        try:
+            found = await call("looking it up", lambda api: api.inspect_container(self._id), deadline_s=deadline_s)
+        except docker.errors.NotFound:
+            raise InfrastructureFailure(f"container {self.name} of {self.episode} is gone: {missing}") from missing
+        if found["Name"] == f"/{self.name}":
+            raise Refused(f"Docker refused {doing} {self.name}: {missing}") from missing
+        raise Adopted(f"{self.name} of {self.episode} was adopted by another owner, as {found['Name']}") from missing

@@ -1,0 +1,225 @@
+"""The sandboxes of one run on one Docker host: made, or taken from those made ahead, found again, removed.
+
+    create ─▶ one of the pool: give it the episode's name ──────────────▶ DockerSandbox
+         └──▶ none is ready: wait for a turn, create, start, shell by exec ─▲
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from typing import Any, NamedTuple
+
+import docker
+
+from klong_rl.types import Limits
+from sandboxes import container
+from sandboxes.base import AgentFailure, HostAway, InfrastructureFailure, TaskFailure
+from sandboxes.channel import ChannelLost
+from sandboxes.container import EPISODE_LABEL, RUN_LABEL, Name, container_name
+from sandboxes.daemon import Daemon
+from sandboxes.docker_sandbox import AWAY_S, CLOSE_S, DockerSandbox, Place
+from sandboxes.gate import Gate
+from sandboxes.pool import WarmPool
+from sandboxes.shell import ATTEMPTS
+
+log = logging.getLogger(__name__)
+
+CREATE_S = AWAY_S + 60.0
+LOOK_S = 3.0
+COPY_S = AWAY_S + 300.0
+UNOWNED_S = 600.0  # from a container's creation to its shell's; well over CREATE_S, and a difference between two clocks
+
+
+class Kind(NamedTuple):
+    """What one sandbox of no episode has in common with another."""
+
+    image: str
+    limits: Limits
+
+
+class Found(NamedTuple):
+    """A container of the run, on `host`."""
+
+    host: DockerHost
+    id: str
+    name: Name
+    created: int
+
+
+class Look(NamedTuple):
+    """A host at one moment."""
+
+    sandboxes: int  # of any run; those that wait in a pool are not counted
+    has_image: bool
+
+
+def is_snapshot(image: str) -> bool:
+    """Whether `image` is the id that a snapshot has, which is known to the host that made it alone."""
+    return image.startswith("sha256:")
+
+
+class DockerHost:
+    """`hardening` is what `container.host_config` takes; `warm` sandboxes at most are made ahead."""
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        run: str,
+        *,
+        user: str,
+        workdir: str,
+        hardening: dict[str, Any],
+        create_concurrency: int,
+        warm: int,
+    ) -> None:
+        self._daemon, self._run = daemon, run
+        self.where = daemon.where
+        self._place = Place(daemon, run, user, workdir)
+        self._hardening = hardening
+        self._gate = Gate(create_concurrency)
+        self.pool: WarmPool[Kind, DockerSandbox] = WarmPool(warm, self._gate, self._make_spare, self._remove_unowned)
+
+    async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> DockerSandbox:
+        """See DockerSandboxes."""
+        kind = Kind(image, limits)
+        while spare := self._take_spare(kind):
+            try:
+                await spare.hand_out(episode, epoch)
+                return spare
+            except InfrastructureFailure as failure:
+                await spare.release()  # without a shell it is nobody's, see container.remove_unowned
+                if isinstance(failure, HostAway):
+                    raise
+                log.warning("a sandbox made ahead can't be handed out: %s", failure)
+        return await self._make(kind, container_name(self._run, episode, epoch))
+
+    def _take_spare(self, kind: Kind) -> DockerSandbox | None:
+        """A snapshot is one episode's: nobody asks for it a second time, so none is made ahead."""
+        return None if is_snapshot(kind.image) else self.pool.take(kind)
+
+    async def _make_spare(self, kind: Kind) -> DockerSandbox:
+        return await self._make(kind, container_name(self._run, "", 0, secrets.token_hex(4)))
+
+    async def _make(self, kind: Kind, name: str) -> DockerSandbox:
+        """A started container with its shell open, within CREATE_S of its turn among the creations."""
+        async with self._gate.turn():
+            for _ in range(ATTEMPTS):
+                try:
+                    return await self._try_to_make(kind, name)
+                except ChannelLost as lost:
+                    last = lost
+            if last.silent:  # an overloaded host, as far as anyone can tell
+                raise InfrastructureFailure(f"{name} opened no shell in time: {last}") from last
+            raise TaskFailure(f"image {kind.image} has no shell for {self._place.user} that works: {last}") from last
+
+    async def _try_to_make(self, kind: Kind, name: str) -> DockerSandbox:
+        host_config = container.host_config(kind.limits, **self._hardening)
+        config = container.container_config(self._run, kind.image, host_config)
+        try:
+            made, sock = await self._daemon.call(
+                f"creating {name} from {kind.image}",
+                lambda api: container.create(api, name, config, self._place.user),
+                deadline_s=CREATE_S,
+            )
+        except docker.errors.NotFound:
+            raise InfrastructureFailure(missing_image(kind.image, self.where)) from None
+        sandbox = DockerSandbox(self._place, made, name)
+        try:
+            await sandbox.open(sock)
+        except BaseException:
+            await sandbox.close()
+            raise
+        return sandbox
+
+    async def look(self, image: str) -> Look:
+        """How loaded it is. Raises InfrastructureFailure, within LOOK_S, where the daemon doesn't say."""
+
+        def ask(api: docker.APIClient) -> Look:
+            listed = api.containers(all=True, filters={"label": RUN_LABEL})
+            try:
+                has_image = bool(api.inspect_image(image))
+            except docker.errors.NotFound:
+                has_image = False
+            return Look(sum(bool(container.listed_name(each).episode) for each in listed), has_image)
+
+        return await self._daemon.once("counting sandboxes", ask, deadline_s=LOOK_S)
+
+    async def copy_image(self, image: str, to: DockerHost) -> None:
+        """Through this process, layer by layer; what the other host has already is copied in vain."""
+
+        def copy(source: docker.APIClient) -> None:
+            to._daemon.use(lambda target: deque(target.load_image(source.get_image(image)), 0), COPY_S)
+
+        await self._daemon.call(f"copying {image} to {to.where}", copy, deadline_s=COPY_S)
+
+    async def containers(self, episode: str | None = None) -> list[Found]:
+        """The run's containers here; of one episode, or all, those of no episode included."""
+        filters = {"label": f"{RUN_LABEL}={self._run}"}
+        if episode is not None:
+            filters["name"] = container.name_filter(self._run, episode)
+        listed = await self._daemon.call(
+            f"listing the containers of run {self._run}",
+            lambda api: api.containers(all=True, filters=filters),
+            deadline_s=CLOSE_S,
+        )
+        return [Found(self, each["Id"], container.listed_name(each), each["Created"]) for each in listed]
+
+    async def adopt(self, found: Found) -> DockerSandbox:
+        """Become the owner of a container: see `sandboxes.base.SandboxFactory`."""
+        name = container_name(self._run, found.name.episode, found.name.epoch, secrets.token_hex(4))
+        sandbox = DockerSandbox(self._place, found.id, name)
+        try:
+            await sandbox.take_over()
+        except AgentFailure:
+            await sandbox.close()  # nobody can use it, so nobody else would remove it
+            raise
+        return sandbox
+
+    async def remove(self, container_id: str) -> None:
+        """Kill and remove a container and its volumes; one that is gone already is fine."""
+        await self._daemon.call(
+            f"removing {container_id}", lambda api: container.remove(api, container_id), deadline_s=CLOSE_S
+        )
+
+    async def snapshots(self, episode: str | None = None) -> list[dict[str, Any]]:
+        """The run's snapshots here, as `api.images` lists them; of one episode, or all."""
+        labels = [f"{RUN_LABEL}={self._run}"] + ([] if episode is None else [f"{EPISODE_LABEL}={episode}"])
+        return await self._daemon.call(
+            f"listing the snapshots of run {self._run}",
+            lambda api: api.images(all=True, filters={"label": labels}),
+            deadline_s=CLOSE_S,
+        )
+
+    async def remove_snapshots(self, images: list[dict[str, Any]]) -> int:
+        """Remove those of the images that nothing runs from; how many."""
+        removed = 0
+        for image in container.children_first(images):
+            removed += await self._daemon.call(
+                f"removing snapshot {image}", lambda api, id=image: container.remove_image(api, id), deadline_s=CLOSE_S
+            )
+        return removed
+
+    async def _remove_unowned(self) -> None:
+        try:
+            removed = await self._daemon.call(
+                "looking for sandboxes of dead processes",
+                lambda api: container.remove_unowned(api, self._run, UNOWNED_S),
+                deadline_s=CLOSE_S,
+            )
+        except InfrastructureFailure as failure:
+            log.warning("looked for no sandboxes of dead processes: %s", failure)
+            return
+        if removed:
+            log.warning("removed %d sandboxes that a process which is gone had made ahead", len(removed))
+
+    async def close(self) -> None:
+        """Remove what was made ahead, and let go of the daemon."""
+        await self.pool.close()
+        self._daemon.close()
+
+
+def missing_image(image: str, where: str) -> str:
+    """The failure and its remedy."""
+    return f"Docker at {where} has no image {image!r}: make the default one with `make image`, or pull or build it"
