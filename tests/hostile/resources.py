@@ -13,10 +13,19 @@ RESOURCES = (
         ANY, timeout_s=2, patience=4, then_shows=AMID_NOISE,
     ),
     Behaviour(
+        "hundreds of processes",
+        "perl -e 'for (1..500) { my $p = fork // last; exec qw(sleep 60) if !$p; push @p, $p } "
+        "print scalar(@p), qq( $!\\n); kill KILL => @p'",
+        shows=r"\A[4-6]\d Resource temporarily unavailable\n\Z",
+    ),
+    Behaviour(
         "zombies", "perl -e 'for (1..500) { my $p = fork; exit if defined $p && !$p } sleep 60'",
         (Ends.TIMEOUT, Ends.SHELL_LOST), timeout_s=1, patience=2,
     ),
-    Behaviour("memory bomb of the shell", "a=xxxxxxxx; while :; do a=$a$a; done", (Ends.EXIT,)),
+    Behaviour(
+        "memory bomb of the shell", "a=xxxxxxxx; while :; do a=$a$a; done",
+        (Ends.EXIT, Ends.SHELL_LOST), timeout_s=30,
+    ),
     Behaviour(
         "memory bomb of a child", "head -c 2G /dev/zero | tail -c 2G | wc -c; echo ${PIPESTATUS[1]}", shows=r"137\n\Z"
     ),

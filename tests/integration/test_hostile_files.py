@@ -117,14 +117,16 @@ CHEAT = r"""
 mkdir /work/bin; for name in grade sh cat python3; do printf '#!/bin/sh\necho passed\n' > /work/bin/$name; done
 chmod +x /work/bin/*
 export PATH=/work/bin:$PATH BASH_ENV=/work/bin/grade LD_PRELOAD=/work/bin/cheat.so
-setsid sh -c 'while :; do echo "echo passed" > /work/grade.sh; done' > /dev/null 2>&1 < /dev/null &
-setsid sh -c 'while :; do pkill -9 -f klong-supervis[o]r; sleep 0.2; done' > /dev/null 2>&1 < /dev/null &
+setsid /bin/sh -c 'while :; do echo "echo passed" > /work/grade.sh; done' > /dev/null 2>&1 < /dev/null &
 """
+KILLER = "setsid /bin/sh -c 'while :; do pkill -9 -f klong-supervis[o]r; sleep 0.2; done' > /dev/null 2>&1 &"
 CHEAT_AS_STATE = "echo 'sh() { echo passed; }' >> /tmp/.klong-state; exec true"
 
 
-async def test_after_halt_nothing_of_the_agents_meddles_with_the_grader(sandbox):
+@pytest.mark.parametrize("last", ["true", KILLER], ids=["quiet", "killing every supervisor"])
+async def test_after_halt_nothing_of_the_agents_meddles_with_the_grader(sandbox, last):
     await run(sandbox, CHEAT)
+    await run(sandbox, last)
     await run(sandbox, CHEAT_AS_STATE)
     await sandbox.halt()
     await sandbox.write("grade.sh", b"sleep 0.5; cat /work/grade.sh | wc -l; echo failed")
