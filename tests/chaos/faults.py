@@ -103,14 +103,13 @@ async def container(scene: Scene, rng: random.Random) -> Kill:
         name, episode = await _running_container(scene, api, rng)
         before = api.inspect_container(name)["State"]
         removed = rng.random() < REMOVED_SHARE
-        _, segments = await scene.standing(episode) or ("", 0)
         moment = scene.moment()
         if removed:
             api.remove_container(name, force=True)
         else:
             api.kill(name)
         await _prove(f"container {name}", lambda: _is_dead(api, name, before))
-        return Kill(f"{'removed' if removed else 'killed'} {name}", moment, _episode_goes_on(scene, episode, segments))
+        return Kill(f"{'removed' if removed else 'killed'} {name}", moment, _episode_goes_on(scene, episode))
     except (docker.errors.NotFound, docker.errors.APIError) as error:
         raise NotFired(f"the container ended by itself: {error}") from error
     finally:
@@ -209,16 +208,17 @@ def _new_engine_and(
     return recovered
 
 
-def _episode_goes_on(scene: Scene, episode: str, segments: int) -> Callable[[], Awaitable[bool]]:
-    """It has appended a segment (after a rewind it has fewer than before), or it has ended."""
-    last = [segments]
+def _episode_goes_on(scene: Scene, episode: str) -> Callable[[], Awaitable[bool]]:
+    """Since the first look after the fault it has appended a segment (after a rewind it has fewer), or it has ended."""
+    last: list[int] = []
 
     async def recovered() -> bool:
         standing = await scene.standing(episode)
         if standing is None:
             return False
         state, now = standing
-        before, last[0] = last[0], now
-        return state in FINAL or now > before
+        grew = bool(last) and now > last[-1]
+        last.append(now)
+        return state in FINAL or grew
 
     return recovered
