@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--kills N] [--json OUT]`: kill the parts of real runs, and audit them.
+"""`python -m tests.chaos [--seed N] [--kills N] [--only KIND ...] [--json OUT]`: kill the parts of real runs, and audit them.
 
 Exit code 0: every kill fired and was recovered from, no token was lost, none was trained twice, every check held.
 """
@@ -42,10 +42,10 @@ def main() -> int:
     daemon.start()
     try:
         daemon.load_image(IMAGE)
-        campaign = asyncio.run(attack(root, arguments.cache, daemon, arguments.seed, arguments.kills, say))
+        campaign = asyncio.run(attack(root, arguments.cache, daemon, arguments.only, arguments.seed, arguments.kills, say))
     finally:
         daemon.stop()
-    show(campaign, list(FAULTS), console)
+    show(campaign, arguments.only, console)
     if arguments.json:
         write_json(campaign, arguments.seed, arguments.json)
     clean = campaign.is_clean(arguments.kills)
@@ -60,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos ARGS=...", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of victims, order and moments")
     parser.add_argument("--kills", type=int, default=56, help="that must fire, over all kinds")
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), help="these kinds")
     parser.add_argument("--json", type=Path, help="where to write every kill and every finding")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache", help="of the cold start, made once")
     return parser.parse_args()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.chaos.audit import audit
@@ -29,16 +29,18 @@ SPARED_STEPS = 2  # no kill when fewer are left: the run might end before it sho
 Say = Callable[[str], None]
 
 
-def kinds_in_order(rng: random.Random) -> Iterator[str]:
+def in_order(kinds: Sequence[str], rng: random.Random) -> Iterator[str]:
     """Endlessly: every kind once in random order, then again in another; so each comes as often as any other."""
     while True:
-        yield from rng.sample(sorted(FAULTS), len(FAULTS))
+        yield from rng.sample(sorted(kinds), len(kinds))
 
 
-async def attack(root: Path, cache: Path, daemon: PrivateDockerd, seed: int, kills: int, say: Say) -> Campaign:
-    """Fire `kills` kills, in as many runs as that takes. What goes wrong with a run is in the campaign."""
+async def attack(
+    root: Path, cache: Path, daemon: PrivateDockerd, kinds: Sequence[str], seed: int, kills: int, say: Say
+) -> Campaign:
+    """Fire `kills` kills of these kinds, in as many runs as that takes. What goes wrong with a run is in the campaign."""
     rng = random.Random(f"chaos/{seed}")
-    order = kinds_in_order(rng)
+    order = in_order(kinds, rng)
     campaign = Campaign()
     runs = 0
     while len(campaign.fired) < kills and not campaign.failures:

@@ -34,7 +34,7 @@ def daemon(root):
 async def test_one_kill_of_each_kind_loses_nothing_and_trains_nothing_twice(root, daemon, model_cache):
     daemon.load_image("klong-sandbox")
     seed = random.randrange(10**6)
-    campaign = await attack(root, model_cache, daemon, seed, 8, print)
+    campaign = await attack(root, model_cache, daemon, list(FAULTS), seed, 8, print)
     assert campaign.is_clean(8), f"seed {seed}: {campaign.failures} {campaign.not_fired} {campaign.crimes}"
     assert Counter(kill.kind for kill in campaign.fired) == dict.fromkeys(FAULTS, 1)
     assert campaign.tokens["trained"] > 0

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 from tests.chaos.audit import LOST, TWICE, Audit, Crime
-from tests.chaos.campaign import kinds_in_order
+from tests.chaos.campaign import in_order
 from tests.chaos.faults import FAULTS
 from tests.chaos.history import History
 from tests.chaos.report import Campaign, Fired, redone, table
@@ -54,7 +54,7 @@ def test_a_campaign_is_clean_only_with_all_its_kills_and_nothing_else():
 
 def test_kinds_come_in_turns_by_the_seed():
     def first(n: int, seed: int) -> list[str]:
-        order = kinds_in_order(random.Random(seed))
+        order = in_order(list(FAULTS), random.Random(seed))
         return [next(order) for _ in range(n)]
 
     assert Counter(first(3 * len(FAULTS), 1)) == dict.fromkeys(FAULTS, 3)
