@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--kills N] [--only KIND ...] [--json OUT]`: kill the parts of real runs, and audit them.
+"""`python -m tests.chaos [--seed N] [--kills N] [--only KIND ...] [--json OUT]`: kill parts of real runs, audit them.
 
 Exit code 0: every kill fired and was recovered from, no token was lost, none was trained twice, every check held.
 """
@@ -42,7 +42,9 @@ def main() -> int:
     daemon.start()
     try:
         daemon.load_image(IMAGE)
-        campaign = asyncio.run(attack(root, arguments.cache, daemon, arguments.only, arguments.seed, arguments.kills, say))
+        campaign = asyncio.run(
+            attack(root, arguments.cache, daemon, arguments.only, arguments.seed, arguments.kills, say)
+        )
     finally:
         daemon.stop()
     show(campaign, arguments.only, console)

@@ -38,7 +38,7 @@ def in_order(kinds: Sequence[str], rng: random.Random) -> Iterator[str]:
 async def attack(
     root: Path, cache: Path, daemon: PrivateDockerd, kinds: Sequence[str], seed: int, kills: int, say: Say
 ) -> Campaign:
-    """Fire `kills` kills of these kinds, in as many runs as that takes. What goes wrong with a run is in the campaign."""
+    """Fire `kills` kills of these kinds, in as many runs as that takes. What goes wrong in a run is in the answer."""
     rng = random.Random(f"chaos/{seed}")
     order = in_order(kinds, rng)
     campaign = Campaign()

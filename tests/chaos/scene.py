@@ -43,7 +43,7 @@ SETTINGS = (
     f"rollout.max_staleness={MAX_STALENESS}",
     "rollout.step_timeout_s=400",
     "actors.episodes=16",
-    "sandbox.snapshot_every_s=0.5",
+    "sandbox.snapshot_every_s=1",
     "learner.checkpoint_every=2",
     "curriculum.stages=["
     + ",".join(f"{{difficulty:{d},timeout_s:60,max_turns:{turns},steps:{steps}}}" for d, turns, steps in STAGES)
