@@ -22,7 +22,7 @@ from typing import NamedTuple
 import docker
 import psutil
 
-from sandboxes.container import parse_name
+from sandboxes.container import listed_name
 from tests.chaos.scene import LOOK_S, Moment, Pulse, Scene, is_gone
 
 ENGINE, ROLLOUT, RANK, JUDGE = "VLLM::EngineCore", "ray::RolloutActor", "ray::Rank", "ray::JudgeActor"
@@ -100,16 +100,17 @@ async def daemon(scene: Scene, rng: random.Random) -> Kill:
 async def container(scene: Scene, rng: random.Random) -> Kill:
     api = scene.docker()
     try:
-        name, episode = await _running_container(scene, api, rng)
-        before = api.inspect_container(name)["State"]
+        box, episode = await _running_container(scene, api, rng)
+        before = api.inspect_container(box)["State"]
         removed = rng.random() < REMOVED_SHARE
         moment = scene.moment()
         if removed:
-            api.remove_container(name, force=True)
+            api.remove_container(box, force=True)
         else:
-            api.kill(name)
-        await _prove(f"container {name}", lambda: _is_dead(api, name, before))
-        return Kill(f"{'removed' if removed else 'killed'} {name}", moment, _episode_goes_on(scene, episode))
+            api.kill(box)
+        await _prove(f"container {box} of {episode}", lambda: _is_dead(api, box, before))
+        victim = f"{'removed' if removed else 'killed'} container of {episode}"
+        return Kill(victim, moment, _episode_goes_on(scene, episode))
     except (docker.errors.NotFound, docker.errors.APIError) as error:
         raise NotFired(f"the container ended by itself: {error}") from error
     finally:
@@ -154,23 +155,22 @@ async def _prove(what: str, dead: Callable[[], bool]) -> None:
 
 
 async def _running_container(scene: Scene, api: docker.APIClient, rng: random.Random) -> tuple[str, str]:
-    """(name, episode) of a container whose episode is being run."""
+    """(id, episode) of a container whose episode is being run."""
     until = time.monotonic() + VICTIM_S
     while True:
         running = dict(await scene.ask(lambda reader: reader.running()) or [])
-        names = [box["Names"][0].removeprefix("/") for box in api.containers(filters={"label": "klong.run"})]
-        found = [(name, episode) for name in names if running.get(episode := parse_name(name).episode) is not None]
-        if found:
-            return rng.choice(sorted(found))
+        boxes = [(listed_name(box).episode, box["Id"]) for box in api.containers()]
+        if found := [(box, episode) for episode, box in sorted(boxes) if episode in running]:
+            return rng.choice(found)
         if time.monotonic() > until or scene.ended():
             raise NotFired(f"no episode with a running container within {VICTIM_S:g} s")
         await asyncio.sleep(LOOK_S)
 
 
-def _is_dead(api: docker.APIClient, name: str, before: dict) -> bool:
+def _is_dead(api: docker.APIClient, box: str, before: dict) -> bool:
     """True if the container's main process of then is gone, even if another was started since."""
     try:
-        now = api.inspect_container(name)["State"]
+        now = api.inspect_container(box)["State"]
     except docker.errors.NotFound:
         return True
     return not now["Running"] or now["Pid"] != before["Pid"]
