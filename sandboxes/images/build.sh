@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Make the default sandbox image from the distribution's packages, with no registry:
 #
-#     sandboxes/images/build.sh [TAG]        (default: klong-sandbox)
+#     sandboxes/images/build.sh [TAG [PACKAGE ...]]        (default: klong-sandbox)
 #
 # A minimal Debian or Ubuntu, whichever this host is, from the host's own package sources: a shell, coreutils, grep,
-# sed, awk, find, tar, procps; a user `agent` (uid 1000) whose home is the working directory /work. About 100 MB,
+# sed, awk, find, tar, procps, and the packages named; a user `agent` (uid 1000) whose home is the working directory /work. About 100 MB,
 # 20 to 60 s, once: an image that carries the digest of this file and the suite is left as it is.
 # Runs as root, or as anyone who may use Docker and user namespaces.
 set -euo pipefail
 
 TAG=${1:-klong-sandbox}
-PACKAGES=findutils,gawk,grep,procps,sed,tar
+PACKAGES=$(echo findutils gawk grep procps sed tar "${@:2}" | tr ' ' ,)
 LABEL=klong.recipe
 
 die() { echo "error: $1" >&2; echo "remedy: $2" >&2; exit 1; }
@@ -25,7 +25,7 @@ case ${ID:-} in
         "make it on such a host, then: docker save $TAG | ssh THIS-HOST docker load" ;;
 esac
 
-digest=$({ echo "$VERSION_CODENAME"; cat "$0"; } | sha256sum | cut -c 1-16)
+digest=$({ echo "$VERSION_CODENAME $PACKAGES"; cat "$0"; } | sha256sum | cut -c 1-16)
 if [ "$(docker image inspect --format "{{index .Config.Labels \"$LABEL\"}}" "$TAG" 2>/dev/null)" = "$digest" ]; then
     exit 0
 fi
