@@ -27,13 +27,18 @@ RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epo
 MAIN_PROCESS = ["sleep", "2147483647"]  # 68 years: not every `sleep` knows `infinity`
 MAIN_USER = "65533:65533"  # nobody's
 SUPERVISOR = ["sh", "-s", "klong-supervisor"]
+MAKING, READY = 0, 1  # in place of the epoch of a container that has no episode
 SNAPSHOT_REPOSITORY = "klong-snapshot"
 # Docker's own list, which one that is given replaces.
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 class Name(NamedTuple):
-    """What a container's name says. `episode` is empty as long as the container waits in a pool."""
+    """What a container's name says.
+
+    `episode` is empty as long as the container waits in a pool: `epoch` is MAKING then, and READY once its shell is
+    open.
+    """
 
     episode: str
     epoch: int
@@ -214,16 +219,17 @@ def remove_image(api: docker.APIClient, image: str) -> bool:
     return True
 
 
-def remove_unowned(api: docker.APIClient, run: str, older_than_s: float) -> list[str]:
+def remove_unowned(api: docker.APIClient, run: str, made_within_s: float) -> list[str]:
     """Remove the containers of a pool whose process is gone; their names.
 
-    A pool holds a shell open in each of its containers, and the daemon ends a shell whose connection is gone. So one
-    that has none for `older_than_s` after it was made is nobody's. It is removed by the name that it has as long as it
-    waits: should its owner be there all the same and hand it out in this moment, it stays. May be repeated.
+    A pool holds a shell open in each container that is ready, and the daemon ends a shell whose connection is gone. So
+    one that has none is nobody's, and so is one that isn't ready `made_within_s` after it was created. It is removed by
+    the name that it has as long as it waits: should it be handed out in this moment, it stays. May be repeated.
     """
     waiting = api.containers(all=True, filters={"label": f"{RUN_LABEL}={run}", "name": name_filter(run, "")})
-    made_before = time.time() - older_than_s
-    names = [name for each in waiting if each["Created"] < made_before for name in each["Names"] or ()]
+    made_before = time.time() - made_within_s
+    done = [each for each in waiting if listed_name(each).epoch == READY or each["Created"] < made_before]
+    names = [name for each in done for name in each["Names"] or ()]
     removed = []
     for name in names:
         name = name.removeprefix("/")

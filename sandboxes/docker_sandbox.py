@@ -13,7 +13,7 @@ import docker
 
 from sandboxes import container
 from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
-from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, container_name, parse_name
+from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, parse_name
 from sandboxes.daemon import Daemon, Refused
 from sandboxes.shell import ShellSandbox
 from sandboxes.stream import AttachedStream
@@ -55,9 +55,9 @@ class DockerSandbox(ShellSandbox):
         """Whether the shell is known to be gone."""
         return self._channel is None or self._channel.ended()
 
-    async def hand_out(self, episode: str, epoch: int) -> None:
-        """From here on it is the episode's. Raises InfrastructureFailure where it is gone."""
-        self.episode, self.name = episode, container_name(self._place.run, episode, epoch)
+    async def hand_out(self, name: str) -> None:
+        """From here on it is the episode's that `name` says. Raises InfrastructureFailure where it is gone."""
+        self.episode, self.name = parse_name(name).episode, name
         await self._call("handing out", lambda api: container.hand_out(api, self._id, self.name), RESTART_S)
 
     async def take_over(self) -> None:

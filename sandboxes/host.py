@@ -17,7 +17,7 @@ from klong_rl.types import Limits
 from sandboxes import container
 from sandboxes.base import AgentFailure, HostAway, InfrastructureFailure, TaskFailure
 from sandboxes.channel import ChannelLost
-from sandboxes.container import EPISODE_LABEL, RUN_LABEL, Name, container_name
+from sandboxes.container import EPISODE_LABEL, MAKING, READY, RUN_LABEL, Name, container_name
 from sandboxes.daemon import Daemon
 from sandboxes.docker_sandbox import AWAY_S, CLOSE_S, DockerSandbox, Place
 from sandboxes.gate import Gate
@@ -83,24 +83,31 @@ class DockerHost:
 
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> DockerSandbox:
         """See DockerSandboxes."""
-        kind = Kind(image, limits)
+        kind, name = Kind(image, limits), container_name(self._run, episode, epoch)
         while spare := self._take_spare(kind):
             try:
-                await spare.hand_out(episode, epoch)
+                await spare.hand_out(name)
                 return spare
             except InfrastructureFailure as failure:
                 await spare.release()  # without a shell it is nobody's, see container.remove_unowned
                 if isinstance(failure, HostAway):
                     raise
                 log.warning("a sandbox made ahead can't be handed out: %s", failure)
-        return await self._make(kind, container_name(self._run, episode, epoch))
+        return await self._make(kind, name)
 
     def _take_spare(self, kind: Kind) -> DockerSandbox | None:
         """A snapshot is one episode's: nobody asks for it a second time, so none is made ahead."""
         return None if is_snapshot(kind.image) else self.pool.take(kind)
 
     async def _make_spare(self, kind: Kind) -> DockerSandbox:
-        return await self._make(kind, container_name(self._run, "", 0, secrets.token_hex(4)))
+        owner = secrets.token_hex(4)
+        spare = await self._make(kind, container_name(self._run, "", MAKING, owner))
+        try:
+            await spare.hand_out(container_name(self._run, "", READY, owner))
+        except BaseException:
+            await spare.release()
+            raise
+        return spare
 
     async def _make(self, kind: Kind, name: str) -> DockerSandbox:
         """A started container with its shell open, within CREATE_S of its turn among the creations."""

@@ -145,16 +145,20 @@ async def test_what_a_killed_process_had_made_ahead_is_removed_by_another_and_it
         assert await asyncio.to_thread(owner.stdout.readline) == "ready\n"
         before = listed(client, warm)
         assert len(before) == 2 * (1 + SIZE)
-        assert container.remove_unowned(client, warm.run, older_than_s=0) == []
+        assert container.remove_unowned(client, warm.run, made_within_s=0) == []
     finally:
         owner.kill()
         owner.communicate()
-    assert container.remove_unowned(client, warm.run, older_than_s=600) == []
+    half_made = client.create_container(
+        IMAGE, name=container.container_name(warm.run, "", container.MAKING, "x"), labels={"klong.run": warm.run}
+    )
     removed = set()
     async with asyncio.timeout(10):  # the daemon sees that the connections are gone
         while len(removed) < SIZE:
-            removed |= set(container.remove_unowned(client, warm.run, older_than_s=-1))
+            removed |= set(container.remove_unowned(client, warm.run, made_within_s=600))
             await asyncio.sleep(0.02)
+    assert half_made["Id"] in listed(client, warm, "").values()
+    removed |= set(container.remove_unowned(client, warm.run, made_within_s=-2))
     assert set(listed(client, warm)) == set(before) - removed
     assert len(listed(client, warm, "theirs")) == 1 and warm.hosts[0].pool.ready(KIND) == SIZE
     assert await output(await warm.create("e", 1, IMAGE, LIMITS), "echo here") == "here\n"
