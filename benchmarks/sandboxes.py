@@ -149,8 +149,8 @@ async def under_load(held: list[DockerSandbox]) -> list[float]:
 
 async def measure_held(run: str, image: str, most: int, step: int) -> dict[str, Any]:
     """More and more of them, until p99 is over the bar or there are `most`."""
-    factory, held, levels, rss = DockerSandboxes(run), [], [], {}
-    process = psutil.Process()
+    factory, held, levels, process = DockerSandboxes(run), [], [], psutil.Process()
+    rss = {0: process.memory_info().rss}
     while len(held) < most:
         news = range(len(held), min(most, len(held) + step))
         held += await asyncio.gather(*(factory.create(f"held-{n}", 1, image, LIMITS) for n in news))
@@ -160,13 +160,13 @@ async def measure_held(run: str, image: str, most: int, step: int) -> dict[str, 
         levels.append({"held": len(held), "commands": len(times), **summary(times)})
         if levels[-1]["p99"] >= HELD_P99_MS:
             break
-    few, many = min(rss), max(rss)
+    many = len(held)
     await asyncio.gather(*(sandbox.close() for sandbox in held))
     await factory.close()
     return {
         "levels": levels,
         "held": max((level["held"] for level in levels if level["p99"] < HELD_P99_MS), default=0),
-        "rss_bytes_per_sandbox": (rss[many] - rss[few]) // (many - few) if many > few else None,
+        "rss_bytes_per_sandbox": (rss[many] - rss[0]) // many,
     }
 
 
