@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import docker
+import psutil
 
 START_S = 60.0
 STOP_S = 30.0  # a daemon that is asked to stop gives its containers 10 s
@@ -101,11 +103,20 @@ class PrivateDockerd:
         finally:
             process.kill()  # its containerd, which asks the kernel to be told, dies with it
             process.wait(KILL_S)
+        self._end_shims()
         # Killed daemons leave the binds of their folder and of their containers' namespaces mounted, the latest on top.
         for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             if (mounted := line.split()[1]).startswith(f"{self._folder}/"):
                 subprocess.run(["umount", mounted], check=True)
         shutil.rmtree(self._folder)
+
+    def _end_shims(self) -> None:
+        """Those of containers that a daemon was removing as it was killed: no later daemon knows of them."""
+        for shim in psutil.process_iter(["cmdline"]):
+            if any(word.startswith(f"{self._folder}/exec/") for word in shim.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended as we looked
+                    for process in (*shim.children(recursive=True), shim):
+                        process.kill()
 
     def _remove_containers(self) -> None:
         client = docker.APIClient(self.host, timeout=STOP_S)

@@ -45,6 +45,9 @@ def main() -> int:
         campaign = asyncio.run(
             attack(root, arguments.cache, daemon, arguments.only, arguments.seed, arguments.kills, say)
         )
+    except KeyboardInterrupt:
+        say(f"stopped; what the runs left is kept in {root}")
+        return EXIT_CODES[signal.SIGINT]
     finally:
         daemon.stop()
     show(campaign, arguments.only, console)
