@@ -16,7 +16,7 @@ run: setup  ## set everything up and train; ARGS="seed=1 +stage=2" are Hydra ove
 test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron-core; ARGS go to pytest
 	@$(PYTEST) $(ARGS)
 
-test-slow: setup  ## the tests that take minutes: learning curves, chaos, soak
+test-slow: setup  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
 	@$(PYTEST) -m slow $(ARGS)
 
 chaos: setup  ## kill parts of real runs and audit every token; ARGS="--seed 1 --kills 16 --json OUT"

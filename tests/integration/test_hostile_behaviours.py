@@ -21,7 +21,8 @@ from tests.hostile.processes import PROCESSES
 from tests.hostile.resources import RESOURCES
 from tests.hostile.shell import SHELL
 
-pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+# A minute and more.
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 AT_ONCE = 8
 MEMORY_MB = 64  # that this process may grow by, whatever is thrown at it

@@ -15,7 +15,7 @@ from sandboxes.container import parse_name
 from sandboxes.docker import DockerSandboxes, preflight
 from tests.private_dockerd import PrivateDockerd
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]  # two daemons of its own
 
 IMAGE = "klong-sandbox"
 LIMITS = Limits(memory_mb=64, pids=32)
