@@ -28,6 +28,7 @@ nightly: setup  ## long searches: 2,000 histories of the buffer, 10,000 mutated 
 
 lint: .venv/.installed  ## ruff, with the rules of pyproject.toml
 	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
 
 setup: system .venv/.installed docker image  ## system packages, .venv, Docker daemon, sandbox image
 

@@ -1,7 +1,7 @@
 """Many jobs at once in one event loop: take one while there is room, wait while there is none to take.
 
-    take() -> job or None        None: nothing to do now; asked again after IDLE_S, or when a job ends
-    work(job)                    runs beside the others; what it raises ends the crew, and so is seen
+take() -> job or None        None: nothing to do now; asked again after IDLE_S, or when a job ends
+work(job)                    runs beside the others; what it raises ends the crew, and so is seen
 """
 
 from __future__ import annotations

@@ -11,9 +11,7 @@ from klong_rl.failures import AgentFailure, InfrastructureFailure
 log = logging.getLogger(__name__)
 
 
-async def give_back(
-    buffer: Buffer, sandboxes: Any, episode: str, epoch: int, reason: str, max_attempts: int
-) -> None:
+async def give_back(buffer: Buffer, sandboxes: Any, episode: str, epoch: int, reason: str, max_attempts: int) -> None:
     """Requeue an episode after a failure of ours; drop it when it failed `max_attempts` times without a step on."""
     try:
         failures = await buffer.requeue(episode, epoch, reason)

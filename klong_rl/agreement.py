@@ -1,9 +1,9 @@
 """Do sampler and learner agree? Measured in the run itself, at every step, on the same tokens and the same weights.
 
-    in the step         |learner - sampler| on the action tokens that the current weights sampled, from the training
-                        forward pass: the decode path, KV cache and all. None of them may be in a batch.
-    after the publish   |learner - engine| on a few windows just trained, under the new weights: prefill, and proof that
-                        the weights arrived. There are always some.
+in the step         |learner - sampler| on the action tokens that the current weights sampled, from the training
+                    forward pass: the decode path, KV cache and all. None of them may be in a batch.
+after the publish   |learner - engine| on a few windows just trained, under the new weights: prefill, and proof that
+                    the weights arrived. There are always some.
 """
 
 from __future__ import annotations

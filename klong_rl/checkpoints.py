@@ -1,8 +1,8 @@
 """Checkpoints of a run: whole or absent, the newest one found again.
 
-    checkpoints/step-000012/megatron/     weights, optimizer, schedule, random state (learners)
-                            hf/           the same weights, as transformers and vLLM load them
-                            state.json    where the run stood: written last
+checkpoints/step-000012/megatron/     weights, optimizer, schedule, random state (learners)
+                        hf/           the same weights, as transformers and vLLM load them
+                        state.json    where the run stood: written last
 """
 
 from __future__ import annotations

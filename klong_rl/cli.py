@@ -16,7 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from klong_rl.config import RunConfig, check
+from klong_rl.config import RunConfig
+from klong_rl.config_check import check
 from klong_rl.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -1,18 +1,14 @@
-"""The configuration: every setting with its default, unit and check. YAML under conf/ holds only differences.
+"""The configuration: every setting with its default and unit. YAML under conf/ holds only differences.
 
-Hydra composes `conf/config.yaml` over this schema, so a mistyped key or a wrong type is refused before anything starts.
-What a user may swap (task family, model source, reward, objective, demonstrator) is named by import path in a
+Hydra composes `conf/config.yaml` over this schema, so a mistyped key or a wrong type is refused before anything starts;
+`klong_rl.config_check` refuses values that can't work. What a user may swap (task family, model source, reward, objective, demonstrator) is named by import path in a
 `_target_` and built by `hydra.utils.instantiate`. Imports no torch, ray, vllm, megatron or docker.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
-
-from klong_rl.buffer.url import parse as parse_url
-from klong_rl.errors import UserError
 
 
 @dataclass
@@ -210,78 +206,3 @@ class RunConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     ray_address: str = ""  # of an existing Ray cluster; empty: a local one
     min_free_disk_mb: int = 2048
-
-
-def _check_buffer(buffer: BufferConfig) -> None:
-    if buffer.fsync not in ("everysec", "always"):
-        raise UserError(f"buffer.fsync={buffer.fsync} is unknown; use everysec or always")
-    if buffer.deadline_s <= 0:
-        raise UserError(f"buffer.deadline_s={buffer.deadline_s:g} must be above 0 seconds")
-    if buffer.url:
-        try:
-            parse_url(buffer.url)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-
-def check(config: RunConfig) -> None:
-    """Raise UserError, one line, for a value that can't work whatever the machine."""
-    for name, value, least in (
-        ("actors.count", config.actors.count, 1),
-        ("actors.episodes", config.actors.episodes, 1),
-        ("judge.count", config.judge.count, 1),
-        ("judge.episodes", config.judge.episodes, 1),
-        ("rollout.groups_per_step", config.rollout.groups_per_step, 1),
-        ("rollout.group_size", config.rollout.group_size, 2),
-        ("rollout.max_staleness", config.rollout.max_staleness, 0),
-        ("evaluation.episodes", config.evaluation.episodes, 1),
-        ("agent.action_tokens", config.agent.action_tokens, 1),
-        ("agent.max_attempts", config.agent.max_attempts, 1),
-        ("learner.checkpoint_every", config.learner.checkpoint_every, 1),
-        ("learner.keep_checkpoints", config.learner.keep_checkpoints, 1),
-        ("cold_start.steps", config.cold_start.steps, 0),
-        ("sandbox.warm", config.sandbox.warm, 0),
-        ("sandbox.per_host", config.sandbox.per_host, 0),
-        ("buffer.memory_mb", config.buffer.memory_mb, 16),
-        ("number of curriculum.stages", len(config.curriculum.stages), 1),
-    ):
-        if value < least:
-            raise UserError(f"{name}={value} is too small; use {least} or more")
-    _check_buffer(config.buffer)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", config.name):
-        raise UserError(f"name={config.name!r} names a folder, containers and keys: use letters, digits, '.', '_', '-'")
-    if config.agent.temperature <= 0:
-        raise UserError(f"agent.temperature={config.agent.temperature} must be above 0: what is sampled is trained")
-    for number, stage in enumerate(config.curriculum.stages, 1):
-        for name, value in (("timeout_s", stage.timeout_s), ("max_turns", stage.max_turns), ("steps", stage.steps)):
-            if value <= 0:
-                raise UserError(f"curriculum stage {number}: {name}={value} must be positive")
-    if config.sandbox.kind not in ("docker", "process"):
-        raise UserError(f"sandbox.kind={config.sandbox.kind} is unknown; use docker or process")
-    if config.sandbox.kind == "process" and not config.sandbox.allow_unisolated:
-        raise UserError(
-            "sandbox.kind=process runs a model's commands as you, with your files and your network; use docker, or set "
-            "sandbox.allow_unisolated=true"
-        )
-    steps = sum(stage.steps for stage in config.curriculum.stages)
-    if config.rollout.recorded and config.rollout.max_staleness < steps:
-        raise UserError(
-            f"rollout.recorded plays back what other weights sampled, and rollout.max_staleness="
-            f"{config.rollout.max_staleness} would drop it; set that to {steps} or more, the steps of the curriculum"
-        )
-    longest = config.window.max_tokens
-    if longest > config.engine.max_model_len:
-        raise UserError(
-            f"window.max_tokens={longest} is over engine.max_model_len={config.engine.max_model_len}; lower the first "
-            "or raise the second"
-        )
-    if longest > config.learner.token_budget:
-        raise UserError(
-            f"window.max_tokens={longest} is over learner.token_budget={config.learner.token_budget}; raise the second"
-        )
-    turn = config.agent.action_tokens + config.agent.observation_tokens
-    if config.window.overlap_tokens + turn >= longest:
-        raise UserError(
-            f"window.overlap_tokens={config.window.overlap_tokens} and one turn of up to {turn} tokens don't fit in "
-            f"window.max_tokens={longest}"
-        )

@@ -1,8 +1,8 @@
 """The three ways in which an episode can fail, never mixed.
 
-    InfrastructureFailure   ours: tried again elsewhere, never trained, never a reward
-    TaskFailure             the task is broken: its episodes are dropped, and said so
-    AgentFailure            the agent's own doing: a real result, judged and trained
+InfrastructureFailure   ours: tried again elsewhere, never trained, never a reward
+TaskFailure             the task is broken: its episodes are dropped, and said so
+AgentFailure            the agent's own doing: a real result, judged and trained
 """
 
 

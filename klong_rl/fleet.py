@@ -73,12 +73,9 @@ class Fleet:
         )
         judges = ray.remote(judge_class).options(num_cpus=judge.num_cpus, max_restarts=-1)
         self._members = [
-            Member(f"rollout-{i}", rollouts.remote(settings, i), has_engine=True)
-            for i in range(engine.count)
+            Member(f"rollout-{i}", rollouts.remote(settings, i), has_engine=True) for i in range(engine.count)
         ]
-        self._members += [
-            Member(f"judge-{i}", judges.remote(settings), has_engine=False) for i in range(judge.count)
-        ]
+        self._members += [Member(f"judge-{i}", judges.remote(settings), has_engine=False) for i in range(judge.count)]
         self._keepers: list[asyncio.Task] = []
         self._newest = ("", 0)  # weights and their version
 

@@ -33,9 +33,7 @@ class TrainedStep(msgspec.Struct, frozen=True, kw_only=True):
         for ref in refs:
             groups.setdefault(ref.group, []).append(ref.id)
         action_tokens = sum(ref.n_targets for ref in refs)
-        return cls(
-            step=step, version=version, action_tokens=action_tokens, staleness_max=staleness_max, groups=groups
-        )
+        return cls(step=step, version=version, action_tokens=action_tokens, staleness_max=staleness_max, groups=groups)
 
 
 class Ledger:

@@ -106,6 +106,4 @@ def _check_type(expected: type, value: Any) -> Any:
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_to_wire)
-_DECODERS = {
-    kind: msgspec.msgpack.Decoder(kind, ext_hook=_array_from_wire, dec_hook=_check_type) for kind in KINDS
-}
+_DECODERS = {kind: msgspec.msgpack.Decoder(kind, ext_hook=_array_from_wire, dec_hook=_check_type) for kind in KINDS}

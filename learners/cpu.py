@@ -145,6 +145,4 @@ def _restore_with_own_step(distributed: Any, model_param: torch.Tensor, tensors:
     shard = distributed.optimizer.param_groups[group_index]["params"][group_order]
     state = distributed.optimizer.state[shard]
     state["step"] = state["step"].clone()
-    type(distributed)._set_main_param_and_optimizer_states(
-        distributed, model_param, {**tensors, "step": state["step"]}
-    )
+    type(distributed)._set_main_param_and_optimizer_states(distributed, model_param, {**tensors, "step": state["step"]})

@@ -52,6 +52,4 @@ class ParallelLayout:
         ):
             size = getattr(self, dimension)
             if value % size:
-                raise UserError(
-                    f"layout.{dimension}={size} does not divide {what}={value}; choose a size that does"
-                )
+                raise UserError(f"layout.{dimension}={size} does not divide {what}={value}; choose a size that does")

@@ -1,7 +1,7 @@
 """The sandboxes of one run on one Docker host: made, or taken from those made ahead, found again, removed.
 
-    create ─▶ one of the pool: give it the episode's name ──────────────▶ DockerSandbox
-         └──▶ none is ready: wait for a turn, create, start, shell by exec ─▲
+create ─▶ one of the pool: give it the episode's name ──────────────▶ DockerSandbox
+     └──▶ none is ready: wait for a turn, create, start, shell by exec ─▲
 """
 
 from __future__ import annotations

@@ -164,9 +164,7 @@ class ShellSandbox(ABC):
         for _ in range(ATTEMPTS):
             channel = await self._ready()
             try:
-                return await channel.call(
-                    function, *args, deadline_s=deadline_s, lane=DATA, limit=limit, before=before
-                )
+                return await channel.call(function, *args, deadline_s=deadline_s, lane=DATA, limit=limit, before=before)
             except ChannelLost as lost:
                 cause, from_outside = lost, await self._reopen(silent=lost.silent)
         blame = InfrastructureFailure if from_outside else AgentFailure

@@ -141,9 +141,7 @@ class Buffer(Reader):
                 )
             staged[self._key("staged", episode, seq)] = frame = encode(segment)
             args += [frame[:HEADER_BYTES], sum(len(turn.action_A) for turn in segment.turns)]
-        return limits_of(
-            await self._redis.transition("append", episode, epoch, segments[0].seq, *args, staged=staged)
-        )
+        return limits_of(await self._redis.transition("append", episode, epoch, segments[0].seq, *args, staged=staged))
 
     async def rewind(self, episode: str, epoch: int, n_segments: int, reason: str) -> int:
         """Gives up what follows the first `n_segments` segments of a running episode; how many action tokens.

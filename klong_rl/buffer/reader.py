@@ -75,9 +75,7 @@ class Reader:
         """Where a new holder goes on. Raises Unknown."""
         key = self._key("episode", episode)
         fields = ("state", "intended", "snapshot", "snapshot_at", "outcome")
-        found, held = await self._redis.read(
-            "progress", ("HMGET", key, *fields), ("LLEN", self._key("sizes", episode))
-        )
+        found, held = await self._redis.read("progress", ("HMGET", key, *fields), ("LLEN", self._key("sizes", episode)))
         state, intended, image, n_segments, outcome = found
         if state is None:
             raise Unknown("episode", episode)

@@ -1,8 +1,8 @@
 """The campaign: run after run of the real main job, kill after kill, each run audited once it has finished.
 
-    launch ─▶ episodes run ─▶ [wait a random while ─▶ kill ─▶ prove it ─▶ wait for progress] ─▶ finish ─▶ audit
-      ▲                                                                                                    │
-      └──────────────────────────────── another run, while kills are owed ◀────────────────────────────────┘
+launch ─▶ episodes run ─▶ [wait a random while ─▶ kill ─▶ prove it ─▶ wait for progress] ─▶ finish ─▶ audit
+  ▲                                                                                                    │
+  └──────────────────────────────── another run, while kills are owed ◀────────────────────────────────┘
 """
 
 from __future__ import annotations

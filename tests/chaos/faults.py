@@ -1,14 +1,14 @@
 """The faults: what is killed, the proof that it died, and the progress that shows that the run has recovered.
 
-    fault       dies                                        recovered when
-    rollout     the process of a rollout actor, SIGKILL     another engine is there, and a segment is appended after
-    engine      vLLM's engine process, SIGKILL              the same
-    container   a running episode's: docker kill, or rm -f  that very episode appends a segment, or has ended
-    daemon      dockerd, SIGKILL; started 1 to 3 s later    a segment is appended after
-    redis       redis-server, SIGKILL                       it answers, and a segment, verdict or step is new after
-    rank        one rank of the learner, SIGKILL            a step trained from a version published after
-    judge       the process of a judge, SIGKILL             a verdict is given after
-    driver      the launch, SIGKILL; launched again         its new engine is there, and a segment or step is new after
+fault       dies                                        recovered when
+rollout     the process of a rollout actor, SIGKILL     another engine is there, and a segment is appended after
+engine      vLLM's engine process, SIGKILL              the same
+container   a running episode's: docker kill, or rm -f  that very episode appends a segment, or has ended
+daemon      dockerd, SIGKILL; started 1 to 3 s later    a segment is appended after
+redis       redis-server, SIGKILL                       it answers, and a segment, verdict or step is new after
+rank        one rank of the learner, SIGKILL            a step trained from a version published after
+judge       the process of a judge, SIGKILL             a verdict is given after
+driver      the launch, SIGKILL; launched again         its new engine is there, and a segment or step is new after
 """
 
 from __future__ import annotations
@@ -194,9 +194,7 @@ def _growth(scene: Scene, grew: Callable[[Pulse, Pulse], bool]) -> Callable[[], 
     return recovered
 
 
-def _new_engine_and(
-    scene: Scene, old: set[int], grew: Callable[[Pulse, Pulse], bool]
-) -> Callable[[], Awaitable[bool]]:
+def _new_engine_and(scene: Scene, old: set[int], grew: Callable[[Pulse, Pulse], bool]) -> Callable[[], Awaitable[bool]]:
     growth = _growth(scene, grew)
     there: list[bool] = []
 

@@ -194,9 +194,7 @@ def buffer(windows, tmp_path_factory):
 
 async def make_ready(address, windows):
     task = Task(id="t", family="f", instruction="i", image="none")
-    spec = EpisodeSpec(
-        id="e", group="g", group_size=1, stage=1, purpose="train", task=task, timeout_s=1.0, max_turns=1
-    )
+    spec = EpisodeSpec(id="e", group="g", group_size=1, stage=1, purpose="train", task=task, timeout_s=1.0, max_turns=1)
     async with await Buffer.connect(address) as buffer:
         await buffer.admit(spec)
         claim = await buffer.claim("actor")

@@ -133,9 +133,7 @@ class Story:
 
     def turn_stale(self, group: str) -> None:
         self.stale.update(window.id for window in self.windows[group])
-        self.write(
-            self.count("windows", "stale", 1), *(("DEL", self.key("window", w.id)) for w in self.windows[group])
-        )
+        self.write(self.count("windows", "stale", 1), *(("DEL", self.key("window", w.id)) for w in self.windows[group]))
 
     def rollback(self, step: int, group: str) -> None:
         self.write(("ZADD", self.key("ready"), 1, group), ("DEL", self.key("lease", step)))

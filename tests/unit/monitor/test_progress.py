@@ -92,7 +92,8 @@ def test_an_exception_takes_the_display_down():
 
 
 @pytest.mark.parametrize(
-    "seconds, shown", [(0.4, "0s"), (59.6, "1m"), (125, "2m 05s"), (3599.6, "1h"), (9000, "2h 30m")],
+    "seconds, shown",
+    [(0.4, "0s"), (59.6, "1m"), (125, "2m 05s"), (3599.6, "1h"), (9000, "2h 30m")],
 )
 def test_duration(seconds, shown):
     assert duration(seconds) == shown

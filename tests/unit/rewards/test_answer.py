@@ -25,9 +25,7 @@ class Files:
 
 def finished(**secret) -> FinishedEpisode:
     task = Task(id="t", family="f", instruction="i", image="m", secret=secret)
-    spec = EpisodeSpec(
-        id="e", group="g", group_size=1, stage=1, purpose="train", task=task, timeout_s=1.0, max_turns=1
-    )
+    spec = EpisodeSpec(id="e", group="g", group_size=1, stage=1, purpose="train", task=task, timeout_s=1.0, max_turns=1)
     return FinishedEpisode(spec, Outcome(kind="submitted"))
 
 
