@@ -1,8 +1,9 @@
 """The configuration: every setting with its default and unit. YAML under conf/ holds only differences.
 
 Hydra composes `conf/config.yaml` over this schema, so a mistyped key or a wrong type is refused before anything starts;
-`klong_rl.config_check` refuses values that can't work. What a user may swap (task family, model source, reward, objective, demonstrator) is named by import path in a
-`_target_` and built by `hydra.utils.instantiate`. Imports no torch, ray, vllm, megatron or docker.
+`klong_rl.config_check` refuses values that can't work. What a user may swap (task family, model source, reward,
+objective, demonstrator) is named by import path in a `_target_` and built by `hydra.utils.instantiate`. Imports no
+torch, ray, vllm, megatron or docker.
 """
 
 from __future__ import annotations
