@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
+from msgspec.structs import replace
 
 from klong_rl.buffer import Buffer, Claim
+from klong_rl.buffer.archive import turn_of
 from klong_rl.errors import UserError
 from klong_rl.groups import windows_of
 from klong_rl.types import Outcome, Segment, Turn, Verdict
@@ -48,7 +50,9 @@ def read_recording(archive: Path) -> dict[str, RecordedEpisode]:
         if row["episode"] not in episodes:
             episodes[row["episode"]] = _episode(row)
         if row["turn"] is not None:
-            episodes[row["episode"]].turns.append(_turn(row))
+            # Of no version that is published here: what plays back is as old as this run itself.
+            turn = replace(turn_of(row), versions=((1, len(row["action"])),))
+            episodes[row["episode"]].turns.append(turn)
     return episodes
 
 
@@ -62,23 +66,6 @@ def _episode(row: dict[str, Any]) -> RecordedEpisode:
         if scored
         else None,
         dropped=row["dropped"] or "",
-    )
-
-
-def _turn(row: dict[str, Any]) -> Turn:
-    return Turn(
-        index=row["turn"],
-        context_start=row["context_start"],
-        action_A=np.array(row["action"], np.int32),
-        logprobs_A=np.array(row["logprobs"], np.float32),
-        # Of no version that is published here: what plays back is as old as this run itself.
-        versions=((1, len(row["action"])),),
-        observation_O=np.array(row["observation"], np.int32),
-        command=row["command"],
-        exit_code=row["exit_code"],
-        seconds=row["seconds"],
-        interrupted=row["interrupted"],
-        chain=row["chain"],
     )
 
 

@@ -37,6 +37,7 @@ One row a turn; an episode without turns (dropped, or cut before its first actio
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -150,6 +151,23 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "interrupted": turn.interrupted,
         "chain": turn.chain,
     }
+
+
+def turn_of(row: dict[str, Any]) -> Turn:
+    """The turn of a row that has one: what `rows_of` made the row of."""
+    return Turn(
+        index=row["turn"],
+        context_start=row["context_start"],
+        action_A=np.array(row["action"], np.int32),
+        logprobs_A=np.array(row["logprobs"], np.float32),
+        versions=tuple((version, len(list(run))) for version, run in itertools.groupby(row["versions"])),
+        observation_O=np.array(row["observation"], np.int32),
+        command=row["command"],
+        exit_code=row["exit_code"],
+        seconds=row["seconds"],
+        interrupted=row["interrupted"],
+        chain=row["chain"],
+    )
 
 
 def _training(window: str, advantages: dict[str, float]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from klong_rl.buffer.archive import turn_of
 from klong_rl.buffer.server import AOF_FOLDER, FOLDER
 from klong_rl.checkpoints import Checkpoints
 from klong_rl.launch import run_id
-from klong_rl.types import Turn
 from tests.chaos.aof import increment, transactions
 from tests.chaos.audit import ArchivedEpisode, ArchivedTurn, Evidence, TrainedStep
 from tests.chaos.replay import replay
@@ -62,20 +62,5 @@ def _episode(rows: list[dict[str, Any]]) -> ArchivedEpisode:
         step=first["step"],
         dropped=first["dropped"] or "",
         prefix_P=None if first["prefix"] is None else np.array(first["prefix"], np.int32),
-        turns=[ArchivedTurn(_turn(row), row["window"]) for row in rows if row["turn"] is not None],
-    )
-
-
-def _turn(row: dict[str, Any]) -> Turn:
-    return Turn(
-        index=row["turn"],
-        context_start=row["context_start"],
-        action_A=np.array(row["action"], np.int32),
-        logprobs_A=np.array(row["logprobs"], np.float32),
-        versions=tuple((version, len(list(run))) for version, run in itertools.groupby(row["versions"])),
-        observation_O=np.array(row["observation"], np.int32),
-        command=row["command"],
-        exit_code=row["exit_code"],
-        seconds=row["seconds"],
-        chain=row["chain"],
+        turns=[ArchivedTurn(turn_of(row), row["window"]) for row in rows if row["turn"] is not None],
     )
