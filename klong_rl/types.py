@@ -10,6 +10,8 @@ Dimension suffixes, used in every name that holds an array:
     _T   tokens of one window, prefix included
     _B   windows of one micro-batch
     _BT  windows x tokens, right-padded
+    _N   target tokens of one micro-batch
+    _W   windows of one micro-batch, as an objective sees them
 
 Policy versions are run-length coded: `((version, count), ...)`, the counts sum to the number of action tokens.
 """

@@ -51,7 +51,7 @@ class Rank:
         store = self._store if self._rank == 0 else process.connect_store(address, self._job)
         self._device = process.join(self._job, self._rank, store)
         self._model = model.build(self._job)
-        if self._objectives["train"].needs_reference:
+        if "reference" in self._objectives["train"].needs:
             self._reference = Reference(self._model)
         from megatron.core import parallel_state
 

@@ -37,10 +37,18 @@ class Batch:
         self.advantages_B = torch.from_numpy(arrays.advantages_B).to(device)
         self.reference_logprobs_BT: torch.Tensor | None = None
 
-    def targets(self, logprobs_BT: torch.Tensor) -> TargetTokens:
-        """What the objective sees, with the model's log-probs."""
+    def targets(self, logprobs_BT: torch.Tensor, version: int) -> TargetTokens:
+        """What the objective sees, with the model's log-probs, at policy version `version`."""
+        picked_BT = self.mask_BT > 0
+        reference_BT = self.reference_logprobs_BT
         return TargetTokens(
-            logprobs_BT, self.sampler_logprobs_BT, self.mask_BT, self.advantages_B, self.reference_logprobs_BT
+            logprobs_N=logprobs_BT[picked_BT],
+            sampler_logprobs_N=self.sampler_logprobs_BT[picked_BT],
+            window_N=picked_BT.nonzero()[:, 0],
+            advantages_W=self.advantages_B,
+            # Windows that were not sampled, as of demonstrations, are of no age.
+            staleness_N=(version - self.versions_BT[picked_BT]).clamp(min=0),
+            reference_logprobs_N=None if reference_BT is None else reference_BT[picked_BT],
         )
 
 
@@ -113,24 +121,25 @@ def _forward(batches: Iterator[Batch], chunk: torch.nn.Module, loss: Callable[..
 def _loss(
     logits_BTV: torch.Tensor, *, batch: Batch, objective: Objective, temperature: float, version: int
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, dict[str, Any]]]:
-    logprobs_BT = label_logprobs(logits_BTV, batch.labels_BT, temperature)
-    result = objective(batch.targets(logprobs_BT))
-    logprobs_BT = logprobs_BT.detach()
+    tokens = batch.targets(label_logprobs(logits_BTV, batch.labels_BT, temperature), version)
+    result = objective(tokens)
+    logprobs_N = tokens.logprobs_N.detach()
     # Only tokens that the current weights sampled: on these, learner and sampler should agree to rounding.
-    current_BT = (batch.versions_BT == version) & (batch.mask_BT > 0)
-    gap_BT = (logprobs_BT - batch.sampler_logprobs_BT).abs() * current_BT
+    current_N = batch.versions_BT[batch.mask_BT > 0] == version
+    gap_N = (logprobs_N - tokens.sampler_logprobs_N).abs() * current_N
     sums = {
         **result.sums,
         "loss_sum": result.loss_sum.detach(),
         "weight": result.weight.detach(),
-        "action_tokens": batch.mask_BT.sum(),
+        "action_tokens": len(logprobs_N),
         "windows": len(batch.windows),
         # Of the sampled tokens, so an estimate of the policy's entropy that costs nothing.
-        "entropy_estimate": -(logprobs_BT * batch.mask_BT).sum(),
-        "gap_sum": gap_BT.sum(),
-        "gap_tokens": current_BT.sum(),
+        "entropy_estimate": -logprobs_N.sum(),
+        "gap_sum": gap_N.sum(),
+        "gap_tokens": current_N.sum(),
     }
-    report = {"sums": sums, "maxima": {"logprob_gap_max": gap_BT.max()}}
+    # A 0 is appended: a micro-batch may have no target.
+    report = {"sums": sums, "maxima": {"logprob_gap_max": torch.nn.functional.pad(gap_N, (0, 1)).max()}}
     return result.loss_sum, result.weight.to(torch.int), report
 
 

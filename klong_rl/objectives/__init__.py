@@ -23,18 +23,23 @@ if TYPE_CHECKING:
 SHIPPED = {"klong": "klong_rl.objectives.klong.Klong", "sft": "klong_rl.objectives.sft.Sft"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TargetTokens:
-    """What an objective sees of one micro-batch; position t of a row speaks of the token at t + 1.
+    """What an objective sees of one micro-batch: its N target tokens, in any order, and its W windows.
 
-    `logprobs_BT` carries the gradient; everything else is constant. All are float32, `mask_BT` is 1.0 on targets.
+    Every window is whole: all its target tokens are here. There is no padding and hence no mask; N and W may be 0.
+    `logprobs_N` and `entropies_N` carry gradients, all else is constant. Log-probs are float32 (or float64) at the
+    sampler's temperature. What is None was not in the objective's `needs`.
     """
 
-    logprobs_BT: Tensor
-    sampler_logprobs_BT: Tensor
-    mask_BT: Tensor
-    advantages_B: Tensor
-    reference_logprobs_BT: Tensor | None = None
+    logprobs_N: Tensor  # under the weights that are trained
+    sampler_logprobs_N: Tensor  # as recorded when the token was sampled, whatever version that was
+    window_N: Tensor  # int64, which of the W windows the token is of
+    advantages_W: Tensor
+    staleness_N: Tensor  # int64, policy versions between the one that sampled the token and the learner's
+    reference_logprobs_N: Tensor | None = None  # "reference": under the weights that RL began with
+    proximal_logprobs_N: Tensor | None = None  # "proximal": under the weights at the start of the step
+    entropies_N: Tensor | None = None  # "entropy": of the policy where the token was sampled, nats
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,13 @@ class ObjectiveResult:
     sums: Mapping[str, Tensor]
 
 
-class Objective(Protocol):
-    """`needs_reference`: whether `reference_logprobs_BT` must be computed for it."""
+NEEDS = frozenset({"reference", "proximal", "entropy"})
 
-    needs_reference: bool
+
+class Objective(Protocol):
+    """`needs`: which of NEEDS must be computed for it; the field of TargetTokens is None otherwise."""
+
+    needs: frozenset[str]
 
     def __call__(self, tokens: TargetTokens) -> ObjectiveResult: ...
 

@@ -36,34 +36,32 @@ class Klong:
             raise UserError(f"clip_low={self.clip_low} must be in [0, 1] and clip_high={self.clip_high} at least 0")
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl_coefficient != 0.0
+    def needs(self) -> frozenset[str]:
+        return frozenset({"reference"} if self.kl_coefficient else ())
 
     def __call__(self, tokens: TargetTokens) -> ObjectiveResult:
-        """Raises ValueError if a reference is needed and `reference_logprobs_BT` is absent."""
-        mask_BT = tokens.mask_BT
-        advantages_B1 = tokens.advantages_B[:, None]
-        # Masked before exp: what stands on padding must not become inf, whose product with 0 is nan.
-        log_ratio_BT = (tokens.logprobs_BT - tokens.sampler_logprobs_BT) * mask_BT
-        ratio_BT = log_ratio_BT.exp()
-        clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
-        loss_BT = -torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+        """Raises ValueError if a reference is needed and `reference_logprobs_N` is absent."""
+        advantages_N = tokens.advantages_W[tokens.window_N]
+        log_ratio_N = tokens.logprobs_N - tokens.sampler_logprobs_N
+        ratio_N = log_ratio_N.exp()
+        clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high)
+        loss_N = -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
         sums = {
-            "ratio_mean": (ratio_BT * mask_BT).sum().detach(),
-            "clip_fraction": ((clipped_BT * advantages_B1 < ratio_BT * advantages_B1) * mask_BT).sum().detach(),
-            "kl_sampler_k3": ((ratio_BT - 1 - log_ratio_BT) * mask_BT).sum().detach(),
+            "ratio_mean": ratio_N.sum().detach(),
+            "clip_fraction": (clipped_N * advantages_N < ratio_N * advantages_N).sum(),
+            "kl_sampler_k3": (ratio_N - 1 - log_ratio_N).sum().detach(),
         }
-        if self.needs_reference:
-            if tokens.reference_logprobs_BT is None:
+        if self.kl_coefficient:
+            if tokens.reference_logprobs_N is None:
                 raise ValueError(f"kl_coefficient={self.kl_coefficient} needs reference log-probs, and there are none")
-            to_reference_BT = (tokens.reference_logprobs_BT - tokens.logprobs_BT) * mask_BT
-            kl_BT = to_reference_BT.exp() - to_reference_BT - 1
-            loss_BT = loss_BT + self.kl_coefficient * kl_BT
-            sums["kl_reference_k3"] = (kl_BT * mask_BT).sum().detach()
-        return ObjectiveResult(*self._aggregate(loss_BT * mask_BT, mask_BT), sums)
+            to_reference_N = tokens.reference_logprobs_N - tokens.logprobs_N
+            kl_N = to_reference_N.exp() - to_reference_N - 1
+            loss_N = loss_N + self.kl_coefficient * kl_N
+            sums["kl_reference_k3"] = kl_N.sum().detach()
+        return ObjectiveResult(*self._aggregate(loss_N, tokens), sums)
 
-    def _aggregate(self, loss_BT: torch.Tensor, mask_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        targets_B = mask_BT.sum(1)
+    def _aggregate(self, loss_N: torch.Tensor, tokens: TargetTokens) -> tuple[torch.Tensor, torch.Tensor]:
+        targets_W = torch.bincount(tokens.window_N, minlength=len(tokens.advantages_W))
         if self.aggregation == "token_mean":
-            return loss_BT.sum(), targets_B.sum()
-        return (loss_BT.sum(1) / targets_B.clamp(min=1)).sum(), (targets_B > 0).sum()
+            return loss_N.sum(), targets_W.sum()
+        return (loss_N / targets_W[tokens.window_N]).sum(), (targets_W > 0).sum()

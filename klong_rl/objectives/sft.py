@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from klong_rl.objectives import ObjectiveResult, TargetTokens
 
 
@@ -11,8 +13,8 @@ from klong_rl.objectives import ObjectiveResult, TargetTokens
 class Sft:
     """Each target token counts the same; advantages and sampler log-probs are not looked at."""
 
-    needs_reference = False
+    needs = frozenset()
 
     def __call__(self, tokens: TargetTokens) -> ObjectiveResult:
-        nll = -(tokens.logprobs_BT * tokens.mask_BT).sum()
-        return ObjectiveResult(nll, tokens.mask_BT.sum(), {})
+        n_targets = torch.tensor(len(tokens.logprobs_N), device=tokens.logprobs_N.device)
+        return ObjectiveResult(-tokens.logprobs_N.sum(), n_targets, {})

@@ -66,11 +66,16 @@ def test_the_objective_example_is_the_policy_gradient():
 
     from klong_rl.objectives import TargetTokens
 
-    logprobs_BT = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], requires_grad=True)
-    mask_BT, advantages_B = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([0.5, -2.0])
+    logprobs_N, window_N = torch.tensor([-1.0, -3.0, -4.0], requires_grad=True), torch.tensor([0, 1, 1])
     result = example("objectives")["Reinforce"](scale=2.0)(
-        TargetTokens(logprobs_BT, logprobs_BT.detach(), mask_BT, advantages_B)
+        TargetTokens(
+            logprobs_N=logprobs_N,
+            sampler_logprobs_N=logprobs_N.detach(),
+            window_N=window_N,
+            advantages_W=torch.tensor([0.5, -2.0]),
+            staleness_N=torch.zeros_like(window_N),
+        )
     )
     result.loss_sum.backward()
-    assert logprobs_BT.grad.tolist() == [[-1.0, 0.0], [4.0, 4.0]]
+    assert logprobs_N.grad.tolist() == [-1.0, 4.0, 4.0]
     assert result.weight.item() == 3.0
