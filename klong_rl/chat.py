@@ -9,7 +9,7 @@ A text that comes out of a container is never parsed for special tokens, so it c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,12 @@ class ChatFormat:
         if len(body) > limit:
             body = [*body[: limit // 2], *self._plain(" ... "), *body[len(body) - (limit - limit // 2) :]]
         return np.array([*close, *self._markup(self._opening), *body, *self._markup(self._after)], np.int32)
+
+    def turns(self, texts: Iterable[tuple[str, str]], limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(action_A, observation_O) of each (what the agent wrote, what answered it), each answer cut to `limit`."""
+        for wrote, answer in texts:
+            action_A = self.action(wrote)
+            yield action_A, self.observation(answer, action_A, limit)
 
     def text(self, action_A: Sequence[int]) -> str:
         """What the model wrote, without special tokens."""

@@ -11,15 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 
 from klong_rl.chat import ChatFormat
 from klong_rl.config import AgentConfig, LearnerConfig, RunConfig
 from klong_rl.models.folder import whole_or_absent
 from klong_rl.tasks.base import Demonstrator, TaskFamily
-from klong_rl.types import EpisodeSpec, Task, Turn, Window
-from klong_rl.windows import ContextRule, split, with_context_starts
+from klong_rl.types import Task, Window
+from klong_rl.windows import ContextRule, flat, windows
 
 CORPUS_TASKS = 400  # enough for every word of a family to appear
 
@@ -66,33 +65,9 @@ class Demonstrations:
     def windows(self, task: Task, episode: str) -> list[Window]:
         """One demonstration of `task`, split."""
         prefix_P = self._chat.prefix(self._agent.system, task.instruction)
-        turns = [
-            self._turn(index, command, output)
-            for index, (command, output) in enumerate(self._demonstrator.demonstrate(task, self._rng))
-        ]
-        spec = EpisodeSpec(
-            id=episode,
-            group=episode,
-            group_size=1,
-            stage=0,
-            purpose="demonstration",
-            task=task,
-            timeout_s=0.0,
-            max_turns=len(turns),
-        )
-        return split(spec, prefix_P, with_context_starts(turns, len(prefix_P), self._rule))
-
-    def _turn(self, index: int, command: str, output: str) -> Turn:
-        action_A = self._chat.action(command)
-        return Turn(
-            index=index,
-            context_start=0,
-            action_A=action_A,
-            logprobs_A=np.zeros(len(action_A), np.float32),
-            versions=((0, len(action_A)),),
-            observation_O=self._chat.observation(output, action_A, self._agent.observation_tokens),
-            command=command,
-        )
+        turns = self._demonstrator.demonstrate(task, self._rng)
+        encoded = self._chat.turns(turns, self._agent.observation_tokens)
+        return list(windows(flat(episode, prefix_P, encoded), self._rule))
 
 
 class ColdStart:

@@ -7,7 +7,8 @@ Dimension suffixes, used in every name that holds an array:
     _P   tokens of the pinned prefix of an episode (task and tools)
     _A   tokens of one action (sampled by the model)
     _O   tokens of one observation (the environment's answer, and the opening of the next action)
-    _T   tokens of one window, prefix included
+    _T   tokens of one window, prefix included; of one trajectory, prefix left out
+    _N   turns of one trajectory
     _B   windows of one micro-batch
     _BT  windows x tokens, right-padded
     _N   target tokens of one micro-batch
@@ -97,6 +98,24 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def n_tokens(self) -> int:
         """Tokens this turn takes in a later context."""
         return len(self.action_A) + len(self.observation_O)
+
+
+class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A finished episode as SFT reads it: flat, with no record of how it was sampled.
+
+    After the prefix, turn i is `tokens_T[starts_N[i]:starts_N[i + 1]]`: first its action, up to `ends_N[i]`, then its
+    observation. The first turn starts at 0. `agent_T` is 1 on the actions.
+    """
+
+    id: str
+    prefix_P: np.ndarray  # int32
+    tokens_T: np.ndarray  # int32, without the prefix
+    agent_T: np.ndarray  # uint8
+    starts_N: np.ndarray  # int64, where each action starts
+    ends_N: np.ndarray  # int64, where it ends
+
+    def n_tokens(self) -> int:
+        return len(self.prefix_P) + len(self.tokens_T)
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True, eq=False):

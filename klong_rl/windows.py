@@ -10,19 +10,23 @@ therefore one training window (and one prefix cache). From this rule follow, for
     every action token is a target exactly once; no window is over `max_tokens`; the prefix is in each; order is kept;
     the overlapping turns are context, not target; and the window that is trained is the context that was sampled.
 
+Sampling stops where even the newest turn doesn't fit (ContextOverflow). A finished trajectory goes on there: only at
+such a place a window begins inside a turn, with as many of the newest tokens as fit beside the action; an action
+that is longer than a window is divided into several, each with up to `overlap_tokens` before it as context.
+
 Pure: no tensors, no I/O. `tests/unit/test_windows.py` holds the invariants above.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
-from klong_rl.types import EpisodeSpec, Turn, VersionRuns, Window
+from klong_rl.types import EpisodeSpec, Trajectory, Turn, VersionRuns, Window
 
 
 class ContextOverflow(Exception):
@@ -41,13 +45,18 @@ class ContextRule:
         return self.max_tokens - prefix_tokens - action_tokens
 
 
-def context_start(
-    turn_tokens: Sequence[int], start: int, prefix_tokens: int, rule: ContextRule, action_tokens: int | None = None
-) -> int:
+class Span(NamedTuple):
+    """A window as offsets into a trajectory's tokens: context from `first`, targets from `target`, up to `end`."""
+
+    first: int
+    target: int
+    end: int
+
+
+def context_start(turn_tokens: Sequence[int], start: int, prefix_tokens: int, rule: ContextRule) -> int:
     """First turn that the next action sees, given that the previous action saw turns from `start` on.
 
-    `turn_tokens[i]` is the length of turn i (action and observation). `action_tokens` is the length of the next
-    action where it is known (splitting a finished trajectory); unknown, the rule's own room is kept.
+    `turn_tokens[i]` is the length of turn i (action and observation).
 
     >>> rule = ContextRule(max_tokens=100, overlap_tokens=20, action_tokens=10)
     >>> context_start([30, 30], 0, 20, rule), context_start([30, 30, 15], 0, 20, rule)
@@ -56,42 +65,141 @@ def context_start(
     Raises ContextOverflow if the newest turn alone is too long: what it answers would be lost, so nothing is dropped
     silently.
     """
-    room = rule.room_for_turns(prefix_tokens, max(rule.action_tokens, action_tokens or 0))
-    n_turns = len(turn_tokens)
+    starts = [0, *itertools.accumulate(turn_tokens)]
+    return _next_start(starts, len(turn_tokens), start, prefix_tokens, rule, rule.action_tokens)
+
+
+def _next_start(
+    starts: Sequence[int], index: int, start: int, prefix_tokens: int, rule: ContextRule, action_tokens: int
+) -> int:
+    """First turn that the action of turn `index` sees; turn i has the tokens from `starts[i]` to `starts[i + 1]`."""
+    room = rule.room_for_turns(prefix_tokens, action_tokens)
     if room < 0:
         raise ContextOverflow(f"prefix of {prefix_tokens} tokens leaves no room for an action in {rule}")
-    if sum(turn_tokens[start:]) <= room:
+    here = starts[index]
+    if here - starts[start] <= room:
         return start
-    kept, first = 0, n_turns
-    while first > start + 1 and (kept < rule.overlap_tokens or first == n_turns):
-        if kept + turn_tokens[first - 1] > room:
+    first = index
+    while first > start + 1 and (here - starts[first] < rule.overlap_tokens or first == index):
+        if here - starts[first - 1] > room:
             break
         first -= 1
-        kept += turn_tokens[first]
-    if first == n_turns:
-        raise ContextOverflow(f"turn {n_turns - 1} of {turn_tokens[-1]} tokens does not fit in {room} of {rule}")
+    if first == index:
+        newest = here - starts[index - 1]
+        raise ContextOverflow(f"turn {index - 1} of {newest} tokens does not fit in {room} of {rule}")
     return first
 
 
-def with_context_starts(turns: Sequence[Turn], prefix_tokens: int, rule: ContextRule) -> list[Turn]:
-    """The same turns, as if sampled under `rule`: what SFT does to a trajectory that came from elsewhere."""
-    lengths = [turn.n_tokens() for turn in turns]
-    start, placed = 0, []
-    for index, turn in enumerate(turns):
-        start = context_start(lengths[:index], start, prefix_tokens, rule, len(turn.action_A))
-        placed.append(msgspec.structs.replace(turn, context_start=start))
-    return placed
+def flat(episode: str, prefix_P: np.ndarray, turns: Iterable[tuple[np.ndarray, np.ndarray]]) -> Trajectory:
+    """(action_A, observation_O) of each turn as one trajectory."""
+    pieces = [piece for turn in turns for piece in turn]
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    ends = lengths.cumsum()
+    agent = np.arange(len(pieces)) % 2 == 0
+    return Trajectory(
+        id=episode,
+        prefix_P=prefix_P,
+        tokens_T=np.concatenate(pieces).astype(np.int32, copy=False) if pieces else np.zeros(0, np.int32),
+        agent_T=np.repeat(agent.view(np.uint8), lengths),
+        starts_N=(ends - lengths)[::2],
+        ends_N=ends[::2],
+    )
+
+
+def spans(trajectory: Trajectory, rule: ContextRule) -> Iterator[Span]:
+    """Where the windows of a finished trajectory lie: its turns as if sampled under `rule`, oldest first.
+
+    Raises ContextOverflow if the prefix alone fills a window.
+    """
+    starts, ends, prefix_tokens = trajectory.starts_N.tolist(), trajectory.ends_N.tolist(), len(trajectory.prefix_P)
+    capacity = rule.room_for_turns(prefix_tokens, 0)
+    if capacity < 1:
+        raise ContextOverflow(f"prefix of {prefix_tokens} tokens leaves no room for an action in {rule}")
+    start, target = 0, None  # of the window that grows, if one does
+    for index, (begin, end) in enumerate(zip(starts, ends, strict=True)):
+        try:
+            action_tokens = max(rule.action_tokens, end - begin)
+            begins = _next_start(starts, index, start, prefix_tokens, rule, action_tokens)
+        except ContextOverflow:
+            if target is not None:
+                yield Span(starts[start], starts[target], ends[index - 1])
+            yield from _divided(begin, end, capacity, rule.overlap_tokens)
+            start, target = index, None
+            continue
+        if target is not None and begins != start:
+            yield Span(starts[start], starts[target], ends[index - 1])
+            target = None
+        start, target = begins, index if target is None else target
+    if target is not None:
+        yield Span(starts[start], starts[target], ends[-1])
+
+
+def _divided(begin: int, end: int, capacity: int, overlap: int) -> Iterator[Span]:
+    """Windows for the action in [begin, end) where turns can't stay whole; half of each at most is context."""
+    while begin < end:
+        context = min(begin, max(min(overlap, capacity // 2), capacity - (end - begin)))
+        stop = min(end, begin + capacity - context)
+        yield Span(begin - context, begin, stop)
+        begin = stop
+
+
+def windows(trajectory: Trajectory, rule: ContextRule) -> Iterator[Window]:
+    """The training windows of a finished trajectory, one at a time: of the longest one, few are in memory at once.
+
+    Raises ContextOverflow if the prefix alone fills a window.
+    """
+    for number, span in enumerate(spans(trajectory, rule)):
+        tokens_T, targets_T = _cut(trajectory, span)
+        yield Window(
+            id=f"{trajectory.id}/w{number}",
+            episode=trajectory.id,
+            group=trajectory.id,
+            stage=0,
+            tokens_T=tokens_T,
+            targets_T=targets_T,
+            logprobs_T=np.zeros(len(tokens_T), np.float32),
+            versions=((0, int(targets_T.sum())),),
+        )
+
+
+def _cut(trajectory: Trajectory, span: Span) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_T and targets_T of one window."""
+    prefix_P = trajectory.prefix_P
+    tokens_T = np.concatenate([prefix_P, trajectory.tokens_T[span.first : span.end]])
+    targets_T = np.zeros(len(tokens_T), np.uint8)
+    targets_T[len(prefix_P) + span.target - span.first :] = trajectory.agent_T[span.target : span.end]
+    return tokens_T, targets_T
 
 
 def split(spec: EpisodeSpec, prefix_P: np.ndarray, turns: Sequence[Turn], score: float = 0.0) -> list[Window]:
-    """The training windows of one episode: one for each run of turns that were sampled with the same start."""
-    windows: list[Window] = []
-    first = 0
-    for index in range(1, len(turns) + 1):
-        if index == len(turns) or turns[index].context_start != turns[first].context_start:
-            windows.append(_window(spec, len(windows), prefix_P, turns, first, index, score))
-            first = index
-    return windows
+    """The training windows of one sampled episode: one for each run of turns that were sampled with the same start."""
+    trajectory = flat(spec.id, prefix_P, ((turn.action_A, turn.observation_O) for turn in turns))
+    logprobs_T = np.zeros(len(trajectory.tokens_T), np.float32)
+    logprobs_T[trajectory.agent_T == 1] = np.concatenate([turn.logprobs_A for turn in turns]) if turns else ()
+    starts, ends = trajectory.starts_N, trajectory.ends_N
+    made, first = [], 0
+    for number, (start, run) in enumerate(itertools.groupby(turns, key=lambda turn: turn.context_start)):
+        end = first + sum(1 for _ in run)
+        span = Span(starts[start], starts[first], ends[end - 1])
+        tokens_T, targets_T = _cut(trajectory, span)
+        targets = np.flatnonzero(targets_T)
+        window_logprobs_T = np.zeros(len(tokens_T), np.float32)
+        window_logprobs_T[targets] = logprobs_T[targets - len(prefix_P) + span.first]
+        made.append(
+            Window(
+                id=_window_id(spec, number),
+                episode=spec.id,
+                group=spec.group,
+                stage=spec.stage,
+                tokens_T=tokens_T,
+                targets_T=targets_T,
+                logprobs_T=window_logprobs_T,
+                versions=_merge_runs(turns[first:end]),
+                score=score,
+            )
+        )
+        first = end
+    return made
 
 
 def window_of_each(spec: EpisodeSpec, turns: Sequence[Turn]) -> list[str]:
@@ -103,29 +211,6 @@ def window_of_each(spec: EpisodeSpec, turns: Sequence[Turn]) -> list[str]:
 
 def _window_id(spec: EpisodeSpec, number: int) -> str:
     return f"{spec.id}/w{number}"
-
-
-def _window(
-    spec: EpisodeSpec, number: int, prefix_P: np.ndarray, turns: Sequence[Turn], first: int, end: int, score: float
-) -> Window:
-    """Turns `[first, end)` as targets after the context they were sampled in. The last observation isn't context."""
-    pieces = [(prefix_P, False, None)]
-    for turn in turns[turns[first].context_start : end]:
-        pieces.append((turn.action_A, turn.index >= first, turn.logprobs_A))
-        if turn.index < end - 1:
-            pieces.append((turn.observation_O, False, None))
-    zeros = [np.zeros(len(tokens), np.float32) for tokens, _, _ in pieces]
-    return Window(
-        id=_window_id(spec, number),
-        episode=spec.id,
-        group=spec.group,
-        stage=spec.stage,
-        tokens_T=np.concatenate([tokens for tokens, _, _ in pieces]).astype(np.int32),
-        targets_T=np.concatenate([np.full(len(tokens), target, np.uint8) for tokens, target, _ in pieces]),
-        logprobs_T=np.concatenate([p if target else z for (_, target, p), z in zip(pieces, zeros, strict=True)]),
-        versions=_merge_runs(turns[first:end]),
-        score=score,
-    )
 
 
 def _merge_runs(turns: Sequence[Turn]) -> VersionRuns:
