@@ -63,20 +63,30 @@ def _to_cpu(device: Any) -> Any:
     return CPU if is_cuda else device
 
 
-class CausalAttention(torch.nn.Module):
-    """torch's attention in the place of Megatron's local one, which keeps [T, T] scores for each head and row."""
+class PackedAttention(torch.nn.Module):
+    """torch's attention in the place of Megatron's local one, which keeps [R, R] scores and knows no packed rows.
 
-    def __init__(self, config: Any, **_: Any):
+    One call a window, so that no window sees another and scores are as large as the longest window's.
+    """
+
+    def __init__(self, config: Any, softmax_scale: float | None = None, **_: Any):
         super().__init__()
-        self._grouped = config.num_query_groups not in (None, config.num_attention_heads)
+        self._scale = softmax_scale
 
-    def forward(self, query_TBHD: Any, key_TBGD: Any, value_TBGD: Any, attention_mask: Any, **_: Any) -> torch.Tensor:
-        """Causal attention of right-padded rows, [T, B, heads x D]; Megatron passes the rest for other kinds."""
-        query_BHTD, key_BGTD, value_BGTD = (x.permute(1, 2, 0, 3) for x in (query_TBHD, key_TBGD, value_TBGD))
-        context_BHTD = torch.nn.functional.scaled_dot_product_attention(
-            query_BHTD, key_BGTD, value_BGTD, is_causal=True, enable_gqa=self._grouped
-        )
-        return context_BHTD.permute(2, 0, 1, 3).flatten(2)
+    def forward(
+        self, query_RHD: Any, key_RGD: Any, value_RGD: Any, attention_mask: Any, packed_seq_params: Any, **_: Any
+    ) -> torch.Tensor:
+        """Causal attention within each window of a packed row, [R, heads x D]."""
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        queries, keys, values = (x.transpose(0, 1)[None].split(lengths, 2) for x in (query_RHD, key_RGD, value_RGD))
+        grouped = query_RHD.shape[1] != key_RGD.shape[1]
+        contexts = [
+            torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=self._scale, enable_gqa=grouped
+            )
+            for query, key, value in zip(queries, keys, values, strict=True)
+        ]
+        return torch.cat(contexts, 2)[0].transpose(0, 1).flatten(1)
 
 
 def install(num_threads: int) -> None:
@@ -105,7 +115,7 @@ def use_local_layers(bridge: Any) -> None:
             qk_layernorm=bridge.config.qk_layernorm,
             normalization="RMSNorm",
         )
-        spec.submodules.self_attention.submodules.core_attention = CausalAttention
+        spec.submodules.self_attention.submodules.core_attention = PackedAttention
         return spec
 
     bridge._get_transformer_layer_spec = layer_spec

@@ -19,6 +19,7 @@ from klong_rl.buffer import BufferAddress
 from klong_rl.objectives import Objective, build_objective
 from klong_rl.types import Window
 from learners import checkpoint, model, process, step
+from learners.forward import Batch, window_logprobs
 from learners.job import LearnerJob
 from learners.publish import WeightFolder
 from learners.reference import Reference
@@ -73,8 +74,8 @@ class Rank:
             with self._reference.active():
                 outputs = step.logprobs(self._model, batches, self._job.temperature)
             # Only the last pipeline stage has outputs, and only it needs them.
-            for batch, logprobs_BT in zip(batches, outputs, strict=False):
-                batch.reference_logprobs_BT = logprobs_BT
+            for batch, logprobs_N in zip(batches, outputs, strict=False):
+                batch.reference_logprobs_N = logprobs_N
         part = step.train_step(self._model, batches, self._objectives["train"], self._job.temperature, version)
         part["maxima"]["fetch_s"] = fetched - started
         self._step = step_number
@@ -91,8 +92,8 @@ class Rank:
         batches = self._batches(share, windows)
         outputs = step.logprobs(self._model, batches, temperature)
         answer: dict[str, np.ndarray] = {}
-        for batch, logprobs_BT in zip(batches, outputs, strict=False):
-            answer |= step.window_logprobs(batch, logprobs_BT)
+        for batch, logprobs_N in zip(batches, outputs, strict=False):
+            answer |= window_logprobs(batch, logprobs_N)
         return answer
 
     def publish(self, version: int) -> Path | None:
@@ -127,10 +128,10 @@ class Rank:
         """This process, for whoever watches or kills it."""
         return os.getpid()
 
-    def _batches(self, share: Share, windows: Mapping[str, Window] | None) -> list[step.Batch]:
+    def _batches(self, share: Share, windows: Mapping[str, Window] | None) -> list[Batch]:
         if windows is None:
             if self._fetch is None:
                 raise ValueError("this learner has no buffer to fetch from; pass the windows, or give it an address")
             ids = [window_id for ids in share for window_id in ids]
             windows = dict(zip(ids, self._fetch(ids), strict=True))
-        return [step.Batch([windows[i] for i in ids], self._job.pad_to, self._device) for ids in share]
+        return [Batch([windows[i] for i in ids], self._job.pad_to, self._device) for ids in share]

@@ -52,9 +52,8 @@ def test_every_target_is_trained_exactly_once_within_the_budget(made, ranks, bud
     for share in shares:
         for ids in share:
             batch = collate([by_id[i] for i in ids], pad_to)
-            if ids:
-                assert batch.tokens_BT.size <= budget
-            trained += batch.labels_BT[batch.mask_BT > 0].tolist()
+            assert len(batch.tokens_R) <= budget and len(batch.tokens_R) % pad_to == 0
+            trained += batch.labels_N.tolist()
     wanted = [token for w in made for token in w.tokens_T[w.targets_T == 1].tolist()]
     assert sorted(trained) == sorted(wanted)
 
@@ -66,12 +65,45 @@ def test_the_plan_depends_on_the_windows_and_not_on_their_order(lengths, ranks, 
     assert plan(refs, ranks, 128, 8) == plan(shuffled, ranks, 128, 8)
 
 
+@given(windows(), st.sampled_from([1, 8]))
+def test_a_row_is_its_windows_one_after_the_other(made, pad_to):
+    batch = collate(made, pad_to)
+    pieces = np.split(batch.tokens_R, batch.starts_W1[1:-1])
+    assert [piece.tolist() for piece in pieces[: len(made)]] == [w.tokens_T.tolist() for w in made]
+    assert all(not piece.any() for piece in pieces[len(made) :]), "the rest is padding"
+    assert batch.starts_W1[-1] == len(batch.tokens_R)
+    for piece in np.split(batch.positions_R, batch.starts_W1[1:-1]):
+        assert piece.tolist() == list(range(len(piece)))
+
+
+@given(windows())
+def test_each_target_has_its_own_numbers_and_is_predicted_one_place_before_it(made):
+    batch = collate(made, 8)
+    assert batch.tokens_R[batch.places_N + 1].tolist() == batch.labels_N.tolist()
+    np.testing.assert_allclose(batch.sampler_logprobs_N, -batch.labels_N / 100, rtol=1e-6)
+    starts_N = batch.starts_W1[batch.window_N]
+    assert (batch.places_N >= starts_N).all() and (batch.places_N + 1 < batch.starts_W1[batch.window_N + 1]).all()
+    assert np.bincount(batch.window_N, minlength=len(made)).tolist() == [w.n_targets() for w in made]
+
+
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(2, 4))
 def test_ranks_get_about_the_same_tokens(lengths, ranks):
     refs = [ref(f"w{i}", n) for i, n in enumerate(lengths)]
     n_tokens = {r.id: r.n_tokens for r in refs}
     load = [sum(n_tokens[i] for ids in share for i in ids) for share in plan(refs, ranks, 128, 1)]
-    assert max(load) - min(load) <= max(lengths)
+    assert max(load) - min(load) <= 128
+
+
+def test_two_ranks_share_what_one_row_would_hold():
+    refs = [ref(f"w{i}", 10) for i in range(8)]
+    assert [[len(ids) for ids in share] for share in plan(refs, 2, 128, 1)] == [[4], [4]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_heavy_tailed_windows_fill_their_rows(seed):
+    lengths = np.minimum(200 + np.random.default_rng(seed).pareto(1.1, 1000) * 500, 8192).astype(int)
+    rows = plan([ref(f"w{i}", int(n)) for i, n in enumerate(lengths)], ranks=1, token_budget=8192, pad_to=16)[0]
+    assert lengths.sum() / (len(rows) * 8192) >= 0.95
 
 
 def test_a_rank_short_of_windows_gets_empty_micro_batches():
@@ -81,8 +113,8 @@ def test_a_rank_short_of_windows_gets_empty_micro_batches():
 
 def test_an_empty_micro_batch_has_a_row_and_no_target():
     batch = collate([], pad_to=8)
-    assert batch.tokens_BT.shape == (1, 8)
-    assert batch.mask_BT.sum() == 0
+    assert (len(batch.tokens_R), batch.starts_W1.tolist()) == (8, [0, 8])
+    assert [len(array) for array in (batch.labels_N, batch.versions_N, batch.window_N, batch.advantages_W)] == [0] * 4
 
 
 def test_a_window_over_the_budget_is_refused_with_its_numbers():
@@ -95,15 +127,17 @@ def test_an_id_that_comes_twice_is_refused():
         plan([ref("w0", 4), ref("w0", 4)], ranks=1, token_budget=100, pad_to=16)
 
 
-def test_position_t_speaks_of_the_token_at_t_plus_1():
-    batch = collate([window("w", [0, 0, 1, 1, 0, 1], versions=((3, 2), (4, 1)), advantage=-2.0)], pad_to=8)
-    assert batch.tokens_BT.tolist() == [[10, 11, 12, 13, 14, 15, 0, 0]]
-    assert batch.labels_BT.tolist() == [[11, 12, 13, 14, 15, 0, 0, 0]]
-    assert batch.mask_BT.tolist() == [[0, 1, 1, 0, 1, 0, 0, 0]]
-    assert batch.versions_BT.tolist() == [[-1, 3, 3, -1, 4, -1, -1, -1]]
-    assert batch.positions_BT.tolist() == [list(range(8))]
-    np.testing.assert_allclose(batch.sampler_logprobs_BT[0], [0, -0.12, -0.13, 0, -0.15, 0, 0, 0], rtol=1e-6)
-    assert batch.advantages_B.tolist() == [-2.0]
+def test_a_window_in_numbers():
+    first = window("v", [0, 1], versions=((5, 1),), advantage=0.5, first_token=30)
+    batch = collate([first, window("w", [0, 0, 1, 1, 0, 1], versions=((3, 2), (4, 1)), advantage=-2.0)], pad_to=10)
+    assert batch.tokens_R.tolist() == [30, 31, 10, 11, 12, 13, 14, 15, 0, 0]
+    assert batch.positions_R.tolist() == [0, 1, 0, 1, 2, 3, 4, 5, 0, 1]
+    assert (batch.starts_W1.tolist(), batch.starts_W1.dtype) == ([0, 2, 8, 10], np.int32)
+    assert batch.places_N.tolist() == [0, 3, 4, 6]
+    assert batch.labels_N.tolist() == [31, 12, 13, 15]
+    assert batch.versions_N.tolist() == [5, 3, 3, 4]
+    assert batch.window_N.tolist() == [0, 1, 1, 1]
+    assert batch.advantages_W.tolist() == [0.5, -2.0]
 
 
 def test_a_first_token_as_target_is_refused():

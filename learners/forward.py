@@ -1,0 +1,135 @@
+"""The forward pass of packed rows, by Megatron's own schedules, as far as the log-probs of the targets.
+
+    tokens_R ──GPTModel without its head──▶ hidden_R1H ──the N places that predict a target──▶ label_logprobs ──▶ [N]
+
+Only target positions are projected on the vocabulary, so logits never exist for a whole row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from klong_rl.objectives import TargetTokens
+from klong_rl.types import Window
+from learners.batch import MicroBatch, collate
+from learners.logprobs import label_logprobs
+from learners.model import Model
+
+# Logits at once, in elements: 256 MiB in float32.
+LOGITS_AT_ONCE = 1 << 26
+
+
+class Batch:
+    """A micro-batch as tensors on the device, plus the windows it was made of.
+
+    Has each array of `MicroBatch` as a tensor, and `packing`, which tells attention where windows begin and end.
+    """
+
+    def __init__(self, windows: Sequence[Window], pad_to: int, device: torch.device):
+        from megatron.core.packed_seq_params import PackedSeqParams
+
+        self.windows = windows
+        arrays: MicroBatch = collate(windows, pad_to)
+        for field in dataclasses.fields(arrays):
+            setattr(self, field.name, torch.from_numpy(getattr(arrays, field.name)).to(device))
+        longest = int(np.diff(arrays.starts_W1).max())
+        self.packing = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=self.starts_W1,
+            cu_seqlens_kv=self.starts_W1,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+        self.reference_logprobs_N: torch.Tensor | None = None
+
+    def targets(self, logprobs_N: torch.Tensor, version: int) -> TargetTokens:
+        """What the objective sees, with the model's log-probs, at policy version `version`."""
+        return TargetTokens(
+            logprobs_N=logprobs_N,
+            sampler_logprobs_N=self.sampler_logprobs_N,
+            window_N=self.window_N,
+            advantages_W=self.advantages_W,
+            # Windows that were not sampled, as of demonstrations, are of no age.
+            staleness_N=(version - self.versions_N).clamp(min=0),
+            reference_logprobs_N=self.reference_logprobs_N,
+        )
+
+
+def run(model: Model, batches: Sequence[Batch], read: Callable[..., Any], train: bool) -> list[Any]:
+    """`read(hidden_R1H, gpt=, batch=)` of each micro-batch, on ranks of the last pipeline stage; empty on others.
+
+    With `train`, `read` answers with (loss, weight, report) and the gradients are accumulated; the reports come back.
+    """
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    for chunk in model.chunks:
+        chunk.train(train)
+    return get_forward_backward_func()(
+        forward_step_func=partial(_forward, read=read),
+        data_iterator=iter(batches),
+        model=model.chunks,
+        num_microbatches=len(batches),
+        # With variable_seq_lengths the stages tell each other each micro-batch's shape.
+        seq_length=len(batches[0].tokens_R),
+        micro_batch_size=1,
+        forward_only=not train,
+        collect_non_loss_data=not train,
+    )
+
+
+def target_logprobs(hidden_R1H: torch.Tensor, gpt: torch.nn.Module, batch: Batch, temperature: float) -> torch.Tensor:
+    """log p of each target in float32, [N], the same on all tensor ranks. Differentiable."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    shared = gpt.share_embeddings_and_output_weights
+    weight_VH = gpt.shared_embedding_or_output_weight() if shared else gpt.output_layer.weight
+    if gpt.config.sequence_parallel:
+        # The hidden states' gradient comes whole from label_logprobs, so a rank only takes its part of it.
+        hidden_R1H = gather_from_sequence_parallel_region(hidden_R1H, tensor_parallel_output_grad=False)
+    logprobs_N, _ = label_logprobs(
+        hidden_R1H[batch.places_N, 0].to(weight_VH.dtype),
+        weight_VH,
+        batch.labels_N,
+        temperature,
+        chunk=max(1, LOGITS_AT_ONCE // len(weight_VH)),
+        group=parallel_state.get_tensor_model_parallel_group() if gpt.config.tensor_model_parallel_size > 1 else None,
+    )
+    return logprobs_N
+
+
+def window_logprobs(batch: Batch, logprobs_N: torch.Tensor) -> dict[str, np.ndarray]:
+    """Per window id the log-prob of each target token, float32 [T], aligned with `tokens_T`, 0.0 elsewhere."""
+    counts = [window.n_targets() for window in batch.windows]
+    answer = {}
+    for window, own in zip(batch.windows, logprobs_N.float().cpu().split(counts), strict=True):
+        answer[window.id] = np.zeros(len(window.tokens_T), np.float32)
+        answer[window.id][window.targets_T == 1] = own.numpy()
+    return answer
+
+
+def _forward(batches: Iterator[Batch], chunk: torch.nn.Module, read: Callable[..., Any]) -> tuple[torch.Tensor, Any]:
+    from megatron.core.utils import unwrap_model
+
+    batch, gpt = next(batches), unwrap_model(chunk)
+    with _without_head(gpt):
+        # No mask: attention is causal, and keeps to the windows that `packing` bounds.
+        hidden_R1H = chunk(batch.tokens_R[None], batch.positions_R[None], None, packed_seq_params=batch.packing)
+    return hidden_R1H, partial(read, gpt=gpt, batch=batch)
+
+
+@contextlib.contextmanager
+def _without_head(gpt: torch.nn.Module) -> Iterator[None]:
+    """While inside, a GPTModel of the last stage ends with its last norm, as those of other stages end."""
+    has_head, gpt.post_process = gpt.post_process, False
+    try:
+        yield
+    finally:
+        gpt.post_process = has_head
