@@ -9,10 +9,9 @@ Dimension suffixes, used in every name that holds an array:
     _O   tokens of one observation (the environment's answer, and the opening of the next action)
     _T   tokens of one window, prefix included; of one trajectory, prefix left out
     _N   turns of one trajectory
-    _B   windows of one micro-batch
-    _BT  windows x tokens, right-padded
+    _R   tokens of one micro-batch: a packed row of whole windows
     _N   target tokens of one micro-batch
-    _W   windows of one micro-batch, as an objective sees them
+    _W   windows of one micro-batch (_W1: their W + 1 bounds)
 
 Policy versions are run-length coded: `((version, count), ...)`, the counts sum to the number of action tokens.
 """

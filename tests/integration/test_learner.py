@@ -126,6 +126,13 @@ def test_logprobs_are_those_of_transformers(group, folder, windows):
         np.testing.assert_allclose(ours[window.id][window.targets_T > 0], theirs, atol=1e-4, rtol=0)
 
 
+def test_a_packed_window_is_as_if_it_were_alone(group, windows):
+    packed = group.logprobs(refs(windows), windows)
+    for window in windows:
+        alone = group.logprobs([WindowRef.of(window)], [window])[window.id]
+        np.testing.assert_allclose(packed[window.id], alone, atol=1e-5, rtol=0)
+
+
 def test_an_sft_step_is_the_one_of_plain_torch(group, folder, windows):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     decayed = [p for p in model.parameters() if p.ndim > 1]
