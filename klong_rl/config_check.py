@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from klong_rl.buffer.url import parse as parse_url
@@ -66,6 +67,11 @@ def _check_sandbox(sandbox: SandboxConfig) -> None:
             "sandbox.kind=process runs a model's commands as you, with your files and your network; use docker, or set "
             "sandbox.allow_unisolated=true"
         )
+    for each in sandbox.egress.ranges:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError as error:
+            raise UserError(f"sandbox.egress.ranges: {error}; write it as in 10.1.0.0/16") from error
 
 
 def _check_stages(config: RunConfig) -> None:

@@ -168,7 +168,8 @@ class Launch:
             return {"_target_": "sandboxes.process.ProcessSandboxes", "run": self.run_id, "allow_unisolated": allow}
         docker = {"_target_": "sandboxes.docker.DockerSandboxes", "run": self.run_id}
         pool = {"hosts": list(config.hosts), "per_host": config.per_host, "warm": config.warm}
-        return docker | {"runtime": config.runtime or None, **pool}
+        egress = asdict(config.egress) | {"logs": str(self.run_dir / "network")}
+        return docker | {"runtime": config.runtime or None, "egress": egress, **pool}
 
     async def _sort_out_sandboxes(self, stack: AsyncExitStack, spec: dict[str, Any], buffer: Buffer) -> None:
         """Of an earlier launch, keep those whose episodes go on, to be adopted. At the end none is kept."""

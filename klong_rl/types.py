@@ -26,6 +26,19 @@ import numpy as np
 VersionRuns = tuple[tuple[int, int], ...]
 
 
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """Hosts that a sandbox reaches, through an HTTP proxy (docs/sandboxes.md). What `block` names wins.
+
+    `allow`: a name, `*.name` for all that is under it, `*` for all, at ports 80 and 443, or at `:port`.
+    `block`: a name and all that is under it, a URL for its whole host, or a range of addresses.
+
+    >>> Network(allow=("pypi.org", "files.pythonhosted.org"), block=("github.com",))
+    """
+
+    allow: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one sandbox may use. `read_only` are paths that nobody may change, whatever the rights in the image."""
 
@@ -35,6 +48,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     disk_mb: int = 512
     open_files: int = 1024  # of one process
     read_only: tuple[str, ...] = ("/bin", "/etc", "/lib", "/opt", "/sbin", "/usr")
+    network: Network | None = None  # none at all
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -24,6 +25,7 @@ import docker
 from klong_rl.types import Limits
 
 RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
+JOINED = "container:"  # a network mode: the network namespace of another container, named by its id
 MAIN_PROCESS = ["sleep", "2147483647"]  # 68 years: not every `sleep` knows `infinity`
 MAIN_USER = "65533:65533"  # nobody's
 SUPERVISOR = ["sh", "-s", "klong-supervisor"]
@@ -82,10 +84,10 @@ def listed_name(listed: dict[str, Any]) -> Name:
 
 
 def _prefix(run: str, episode: str) -> str:
-    return f"klong.{_word(run)}.{_word(episode)}."
+    return f"klong.{word(run)}.{word(episode)}."
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     """Letters, digits and `-` as they are, each other byte as `_` and two digits: so no word holds a dot."""
     return re.sub(rb"[^A-Za-z0-9-]", lambda match: b"_%02X" % match[0][0], text.encode()).decode()
 
@@ -114,13 +116,14 @@ def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota
     }
 
 
-def container_config(run: str, image: str, host: dict[str, Any]) -> dict[str, Any]:
-    """Docker's container Config."""
+def container_config(run: str, image: str, host: dict[str, Any], environment: Sequence[str] = ()) -> dict[str, Any]:
+    """Docker's container Config. `environment` is of NAME=VALUE."""
     return {
         "Image": image,
         "Cmd": MAIN_PROCESS,
         "Entrypoint": [],
         "User": MAIN_USER,
+        "Env": list(environment),
         "WorkingDir": "/",  # the agent's own may be closed to others
         "StopSignal": "SIGKILL",  # there is nothing to say goodbye to
         "Labels": {RUN_LABEL: run},
@@ -158,11 +161,20 @@ def open_shell(api: docker.APIClient, name: str, user: str) -> Any:
 def restart(api: docker.APIClient, name: str, user: str) -> tuple[Any, bool]:
     """End all processes and start the container again; the socket of a shell, and whether the container had stopped.
 
-    May be repeated: nothing runs yet that a second restart would end.
+    A container whose network namespace it joins is started first, if it stopped too: Docker asks for it. May be
+    repeated: nothing runs yet that a second restart would end.
     """
-    running = api.inspect_container(name)["State"]["Running"]
+    found = api.inspect_container(name)
+    if other := joined(found):
+        api.start(other)
     api.restart(name, timeout=0)
-    return open_shell(api, name, user), not running
+    return open_shell(api, name, user), not found["State"]["Running"]
+
+
+def joined(found: dict[str, Any]) -> str:
+    """The id of the container whose network namespace one joins, "" for none; as Docker lists or inspects it."""
+    mode = found["HostConfig"]["NetworkMode"]
+    return mode.removeprefix(JOINED) if mode.startswith(JOINED) else ""
 
 
 def rename(api: docker.APIClient, container: str, name: str) -> None:

@@ -5,8 +5,8 @@
        │                 └─▶ exec another ─▶ else restart ┘
        └ ahead of time, in a pool: handed out by a rename (sandboxes.pool)
 
-Hardening: no network, no capabilities, no new privileges, a non-root user, system paths that can't be written, memory
-without swap, limits on CPU, processes and open files, core dumps off. The disk limit bounds the whole container only
+Hardening: no network but the proxy that a task may ask for (sandboxes.egress), no capabilities, no new privileges, a
+non-root user, system paths that can't be written, memory without swap, limits on CPU, processes and open files, core dumps off. The disk limit bounds the whole container only
 where the storage driver can (`disk_quota`); elsewhere it bounds each file. A tmpfs would bound the directory, but a
 snapshot leaves a tmpfs out. System calls are filtered by Docker's own profile; that of Docker 20.10 still lets a
 container open vsock sockets, which no network namespace holds: have a newer one, or `runtime=runsc`.
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import docker
 
@@ -29,6 +29,7 @@ from sandboxes.base import HostAway, InfrastructureFailure
 from sandboxes.container import EPISODE_LABEL
 from sandboxes.daemon import Daemon
 from sandboxes.docker_sandbox import DockerSandbox
+from sandboxes.egress.containers import Egress
 from sandboxes.host import DockerHost, Found, missing_image
 from sandboxes.placement import Placement
 
@@ -61,7 +62,8 @@ class DockerSandboxes:
     no bound. `runtime` names another OCI runtime ("runsc" for gVisor). `network` is Docker's; "none" but for tasks that
     need one. `user` and `workdir` must exist in every image. `create_concurrency` bounds the creations at a time on a
     host: more than a few per core only makes each slower. `warm` sandboxes are made ahead on each host, of the kinds
-    asked for last. `disk_quota`: the storage driver enforces sizes (overlay2 on xfs with pquota, btrfs, zfs).
+    asked for last. `disk_quota`: the storage driver enforces sizes (overlay2 on xfs with pquota, btrfs, zfs). `egress`
+    is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of their own.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class DockerSandboxes:
         create_concurrency: int = 4,
         warm: int = 0,
         disk_quota: bool = False,
+        egress: Mapping[str, Any] | None = None,
     ) -> None:
         self.run = run
+        ways = {name: value if isinstance(value, str) else tuple(value) for name, value in (egress or {}).items()}
         self.hosts = [
             DockerHost(
                 Daemon(url, threads=create_concurrency + 4),  # beyond creations, so that a close never waits for them
@@ -86,6 +90,7 @@ class DockerSandboxes:
                 user=user,
                 workdir=workdir,
                 hardening={"network": network, "runtime": runtime, "disk_quota": disk_quota},
+                egress=Egress(run, **ways),
                 create_concurrency=create_concurrency,
                 warm=warm,
             )
@@ -137,6 +142,8 @@ class DockerSandboxes:
         kept = {newest[episode] for episode in keep & newest.keys()}
         await asyncio.gather(*(each.host.remove(each.id) for each in found if each.id not in kept))
         episodes = {each.name.episode for each in found}
+        for host in answers:
+            await host.remove_egress()
         for host in answers if snapshots else ():
             images = [image for image in await host.snapshots() if image["Labels"][EPISODE_LABEL] not in keep]
             await host.remove_snapshots(images)

@@ -15,6 +15,7 @@ from sandboxes import container
 from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
 from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, parse_name
 from sandboxes.daemon import Daemon, Refused
+from sandboxes.egress.containers import Egress, proxy_name, remove_proxies
 from sandboxes.shell import ShellSandbox
 from sandboxes.stream import AttachedStream
 
@@ -36,15 +37,17 @@ class Place(NamedTuple):
     run: str
     user: str
     workdir: str
+    egress: Egress
 
 
 class DockerSandbox(ShellSandbox):
-    """One container, which has `name` as long as this is its owner."""
+    """One container, which has `name` as long as this is its owner. `proxy` is the id of its way out, if it has one."""
 
-    def __init__(self, place: Place, container_id: str, name: str) -> None:
+    def __init__(self, place: Place, container_id: str, name: str, proxy: str = "") -> None:
         super().__init__(parse_name(name).episode, work=place.workdir, state=STATE, running=RUNNING, alone=True)
         self._place = place
         self._id = container_id
+        self._proxy = proxy
         self.name = name
 
     async def open(self, sock: Any) -> None:
@@ -58,7 +61,12 @@ class DockerSandbox(ShellSandbox):
     async def hand_out(self, name: str) -> None:
         """From here on it is the episode's that `name` says. Raises InfrastructureFailure where it is gone."""
         self.episode, self.name = parse_name(name).episode, name
-        await self._call("handing out", lambda api: container.hand_out(api, self._id, self.name), RESTART_S)
+        await self._call("handing out", self._hand_out, RESTART_S)
+
+    def _hand_out(self, api: docker.APIClient) -> None:
+        container.hand_out(api, self._id, self.name)
+        if self._proxy:
+            container.hand_out(api, self._proxy, proxy_name(self.name))
 
     async def take_over(self) -> None:
         """Become the owner, and open a shell in the container, starting it again if it stopped."""
@@ -97,10 +105,14 @@ class DockerSandbox(ShellSandbox):
             )
 
     async def _remove(self) -> None:
-        """By its name: if another has adopted it, it is theirs."""
-        await self._place.daemon.call(
-            f"removing {self.name}", lambda api: container.remove(api, self.name), deadline_s=CLOSE_S
-        )
+        """By its name: if another has adopted it, it is theirs, and so is its proxy."""
+
+        def remove(api: docker.APIClient) -> None:
+            container.remove(api, self.name)
+            if self._proxy:
+                remove_proxies(api, self._place.egress, [self._proxy])
+
+        await self._place.daemon.call(f"removing {self.name}", remove, deadline_s=CLOSE_S)
 
     async def _call(self, doing: str, use: Callable[[docker.APIClient], T], deadline_s: float) -> T:
         """A call on the container, by its name. Raises Adopted, or InfrastructureFailure, when it hasn't that name."""

@@ -20,6 +20,8 @@ from sandboxes.channel import ChannelLost
 from sandboxes.container import EPISODE_LABEL, MAKING, READY, RUN_LABEL, Name, container_name
 from sandboxes.daemon import Daemon
 from sandboxes.docker_sandbox import AWAY_S, CLOSE_S, DockerSandbox, Place
+from sandboxes.egress import containers as egress_containers
+from sandboxes.egress.containers import Egress
 from sandboxes.gate import Gate
 from sandboxes.pool import WarmPool
 from sandboxes.shell import ATTEMPTS
@@ -46,6 +48,7 @@ class Found(NamedTuple):
     id: str
     name: Name
     created: int
+    proxy: str = ""  # its id; none without a network
 
 
 class Look(NamedTuple):
@@ -71,12 +74,13 @@ class DockerHost:
         user: str,
         workdir: str,
         hardening: dict[str, Any],
+        egress: Egress,
         create_concurrency: int,
         warm: int,
     ) -> None:
         self._daemon, self._run = daemon, run
         self.where = daemon.where
-        self._place = Place(daemon, run, user, workdir)
+        self._place = Place(daemon, run, user, workdir, egress)
         self._hardening = hardening
         self._gate = Gate(create_concurrency)
         self.pool: WarmPool[Kind, DockerSandbox] = WarmPool(warm, self._gate, self._make_spare, self._remove_unowned)
@@ -122,23 +126,39 @@ class DockerHost:
             raise TaskFailure(f"image {kind.image} has no shell for {self._place.user} that works: {last}") from last
 
     async def _try_to_make(self, kind: Kind, name: str) -> DockerSandbox:
-        host_config = container.host_config(kind.limits, **self._hardening)
-        config = container.container_config(self._run, kind.image, host_config)
         try:
-            made, sock = await self._daemon.call(
-                f"creating {name} from {kind.image}",
-                lambda api: container.create(api, name, config, self._place.user),
-                deadline_s=CREATE_S,
+            made, sock, proxy = await self._daemon.call(
+                f"creating {name} from {kind.image}", lambda api: self._create(api, kind, name), deadline_s=CREATE_S
             )
         except docker.errors.NotFound:
             raise InfrastructureFailure(missing_image(kind.image, self.where)) from None
-        sandbox = DockerSandbox(self._place, made, name)
+        sandbox = DockerSandbox(self._place, made, name, proxy)
         try:
             await sandbox.open(sock)
         except BaseException:
             await sandbox.close()
             raise
         return sandbox
+
+    def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, Any, str]:
+        """The id, the socket of a shell, and the id of the proxy. May be repeated, as the two it is made of."""
+        egress, network = self._place.egress, kind.limits.network
+        hardening = self._hardening
+        proxy = egress_containers.create_proxy(api, egress, name, network) if network else ""
+        if proxy:
+            hardening = hardening | {"network": container.JOINED + proxy}
+        config = container.container_config(
+            self._run,
+            kind.image,
+            container.host_config(kind.limits, **hardening),
+            egress_containers.environment() if proxy else (),
+        )
+        try:
+            return *container.create(api, name, config, self._place.user), proxy
+        except Exception:
+            if proxy:
+                container.remove(api, proxy)
+            raise
 
     async def look(self, image: str) -> Look:
         """How loaded it is. Raises InfrastructureFailure, within LOOK_S, where the daemon doesn't say."""
@@ -171,12 +191,15 @@ class DockerHost:
             lambda api: api.containers(all=True, filters=filters),
             deadline_s=CLOSE_S,
         )
-        return [Found(self, each["Id"], container.listed_name(each), each["Created"]) for each in listed]
+        return [
+            Found(self, each["Id"], container.listed_name(each), each["Created"], container.joined(each))
+            for each in listed
+        ]
 
     async def adopt(self, found: Found) -> DockerSandbox:
         """Become the owner of a container: see `sandboxes.base.SandboxFactory`."""
         name = container_name(self._run, found.name.episode, found.name.epoch, secrets.token_hex(4))
-        sandbox = DockerSandbox(self._place, found.id, name)
+        sandbox = DockerSandbox(self._place, found.id, name, found.proxy)
         try:
             await sandbox.take_over()
         except AgentFailure:
@@ -189,6 +212,15 @@ class DockerHost:
         await self._daemon.call(
             f"removing {container_id}", lambda api: container.remove(api, container_id), deadline_s=CLOSE_S
         )
+
+    async def remove_egress(self) -> None:
+        """Remove the proxies of the run that no sandbox uses; with the last of them, their way out."""
+
+        def remove(api: docker.APIClient) -> None:
+            egress_containers.remove_unused(api, self._place.egress, 0.0)
+            egress_containers.remove_exits(api, self._place.egress)
+
+        await self._daemon.call(f"removing the proxies of run {self._run}", remove, deadline_s=CLOSE_S)
 
     async def snapshots(self, episode: str | None = None) -> list[dict[str, Any]]:
         """The run's snapshots here, as `api.images` lists them; of one episode, or all."""
@@ -212,7 +244,7 @@ class DockerHost:
         try:
             removed = await self._daemon.call(
                 "looking for sandboxes of dead processes",
-                lambda api: container.remove_unowned(api, self._run, UNOWNED_S),
+                self._find_and_remove_unowned,
                 deadline_s=CLOSE_S,
             )
         except InfrastructureFailure as failure:
@@ -220,6 +252,11 @@ class DockerHost:
             return
         if removed:
             log.warning("removed %d sandboxes that a process which is gone had made ahead", len(removed))
+
+    def _find_and_remove_unowned(self, api: docker.APIClient) -> list[str]:
+        removed = container.remove_unowned(api, self._run, UNOWNED_S)
+        egress_containers.remove_unused(api, self._place.egress, UNOWNED_S)
+        return removed
 
     async def close(self) -> None:
         """Remove what was made ahead, and let go of the daemon."""
