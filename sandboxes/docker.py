@@ -6,10 +6,11 @@
        └ ahead of time, in a pool: handed out by a rename (sandboxes.pool)
 
 Hardening: no network but the proxy that a task may ask for (sandboxes.egress), no capabilities, no new privileges, a
-non-root user, system paths that can't be written, memory without swap, limits on CPU, processes and open files, core dumps off. The disk limit bounds the whole container only
-where the storage driver can (`disk_quota`); elsewhere it bounds each file. A tmpfs would bound the directory, but a
-snapshot leaves a tmpfs out. System calls are filtered by Docker's own profile; that of Docker 20.10 still lets a
-container open vsock sockets, which no network namespace holds: have a newer one, or `runtime=runsc`.
+non-root user, system paths that can't be written, memory without swap, limits on CPU, processes and open files, core
+dumps off. The disk limit bounds the whole container only where the storage driver can (`disk_quota`); elsewhere it
+bounds each file. A tmpfs would bound the directory, but a snapshot leaves a tmpfs out. System calls are filtered by
+Docker's own profile; that of Docker 20.10 still lets a container open vsock sockets, which no network namespace holds:
+have a newer one, or `runtime=runsc`.
 
 A daemon that is killed, and started again, kills the containers as it starts (unless it has `live-restore`); the next
 call finds its container stopped and starts it again with its files.
