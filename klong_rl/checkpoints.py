@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from klong_rl.curriculum import CurriculumState
 from klong_rl.durable import fsync, fsync_tree
 from klong_rl.lineage import Lineage, distance, within_reach
 from klong_rl.models.folder import whole_or_absent
@@ -22,17 +23,15 @@ STATE_FILE = "state.json"
 
 
 class RunState(msgspec.Struct, kw_only=True):
-    """Where a run stands. `step` counts finished learner steps over all stages; `stage_step` those of `stage`."""
+    """Where a run stands. `step` counts finished learner steps over all stages."""
 
-    stage: int = 1
-    stage_step: int = 0
+    curriculum: CurriculumState = msgspec.field(default_factory=CurriculumState)
     step: int = 0
     lineage: Lineage = {}  # surviving policy version: the learner steps its weights hold
     wall_s: float = 0.0
     evals: dict[str, float] = {}  # "cold-s3", "before-s2", "after-s2": mean held-out reward
     rewards: dict[str, list[float]] = {}  # stage: mean training reward of each step
     episodes: dict[str, int] = {}  # stage: training episodes used
-    finished: bool = False
 
     @property
     def version(self) -> int:

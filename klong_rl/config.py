@@ -164,10 +164,25 @@ class LearnerConfig:
 class StageConfig:
     """One rung of the curriculum."""
 
-    difficulty: int = 1
+    difficulty: int = 1  # of held-out tasks, and of training tasks where there is no mix
+    mix: dict[int, float] = field(default_factory=dict)  # share of training tasks by difficulty; any sum
     timeout_s: float = 60.0  # active seconds of an episode
     max_turns: int = 8
-    steps: int = 8
+    steps: int = 8  # learner steps; with promotion.rule=adaptive the most
+
+
+@dataclass
+class PromotionConfig:
+    """When a stage ends (klong_rl.curriculum). `window` and `min_steps` in learner steps."""
+
+    rule: str = "steps"  # or adaptive
+    min_steps: int = 16
+    window: int = 16
+    cut_share: float = 0.5  # of episodes cut by the stage's limits
+    plateau_gain: float = 0.05  # of reward, over another window
+    confidence: float = 0.9
+    demote_below: float = 0.0  # mean reward; 0: never
+    running: str = "finish"  # episodes that run at a promotion, under their own limits; or extend, to the new ones
 
 
 @dataclass
@@ -175,6 +190,7 @@ class CurriculumConfig:
     """The ladder, first rung first."""
 
     stages: list[StageConfig] = field(default_factory=list)
+    promotion: PromotionConfig = field(default_factory=PromotionConfig)
 
 
 @dataclass

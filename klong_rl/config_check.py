@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from klong_rl import curriculum
 from klong_rl.buffer.url import parse as parse_url
 from klong_rl.config import BufferConfig, RunConfig, SandboxConfig
 from klong_rl.errors import UserError
@@ -79,6 +80,10 @@ def _check_stages(config: RunConfig) -> None:
         for name, value in (("timeout_s", stage.timeout_s), ("max_turns", stage.max_turns), ("steps", stage.steps)):
             if value <= 0:
                 raise UserError(f"curriculum stage {number}: {name}={value} must be positive")
+        if any(share < 0 for share in stage.mix.values()) or (stage.mix and sum(stage.mix.values()) <= 0):
+            raise UserError(f"curriculum stage {number}: mix={dict(stage.mix)} needs shares from 0, one above 0")
+    if wrong := curriculum.check(config.curriculum.promotion):
+        raise UserError(wrong)
     steps = sum(stage.steps for stage in config.curriculum.stages)
     if config.rollout.recorded and config.rollout.max_staleness < steps:
         raise UserError(

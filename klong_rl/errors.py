@@ -5,6 +5,10 @@ class UserError(Exception):
     """One clear line: the thing, its value, the remedy. Entry points print it and exit with code 2."""
 
 
+class Stuck(Exception):
+    """What was waited for didn't come by its deadline."""
+
+
 class LearnerFailure(Exception):
     """A learner rank died, raised, or didn't answer in time. The group it belonged to is gone; a new one goes on."""
 

@@ -97,7 +97,7 @@ class Launch:
         state, where = resume.where_to_begin(self.checkpoints, self.config.curriculum.stages, self.stage)
         if where:
             self.progress.say(f"{self.run_dir}: {where}")
-        if state.finished and (self.run_dir / SUMMARY_FILE).exists():
+        if state.curriculum.finished and (self.run_dir / SUMMARY_FILE).exists():
             return self._already_finished(state)
         self.interrupts = Interrupts()
         self.interrupts.arm()
@@ -146,7 +146,7 @@ class Launch:
                 log,
                 self._new_learner(stack, model, address),
             )
-            if state.finished:
+            if state.curriculum.finished:
                 log.begin(state)
             else:
                 async with beside(self._show(fleet, buffer, log)):
@@ -187,7 +187,7 @@ class Launch:
         from actors.snapshots import park_sealed
 
         newest = self.checkpoints.newest()
-        finished = newest is not None and Checkpoints.state(newest).finished
+        finished = newest is not None and Checkpoints.state(newest).curriculum.finished
         if not finished:
             await park_sealed(buffer, factory)
         await factory.reap(set(), snapshots=finished)

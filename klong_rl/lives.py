@@ -86,7 +86,7 @@ class LearnerLives:
         ledger = Ledger(self.run_dir, state.step)
         learner = None
         try:
-            self.log.phase("starting learner", state.stage)
+            self.log.phase("starting learner", state.curriculum.stage)
             learner = await in_thread(self._new_learner)
             if (newest := self.checkpoints.newest()) is not None:
                 await in_thread(learner.load, newest / "megatron", stop=learner.shutdown)
@@ -105,7 +105,7 @@ class LearnerLives:
                 began,
             )
             await training.publish_restored()
-            self.log.phase("starting engines", state.stage)
+            self.log.phase("starting engines", state.curriculum.stage)
             await self.fleet.start()
             await training.run()
         finally:

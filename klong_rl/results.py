@@ -37,7 +37,7 @@ class RunLog:
     def begin(self, state: RunState) -> None:
         """The run goes on from `state`, which its training moves on: what was told of later steps is taken back."""
         self.close()
-        self._state, self._stage = state, state.stage
+        self._state, self._stage = state, state.curriculum.stage
         self._metrics = MetricsLog(self._run_dir, restored_step=state.step)
 
     def step(self, metrics: StepMetrics) -> None:
@@ -48,6 +48,9 @@ class RunLog:
     def phase(self, phase: str, stage: int) -> None:
         """What the run does now."""
         self._phase, self._phase_since, self._stage = phase, time.monotonic(), stage
+
+    def say(self, text: str) -> None:
+        self._progress.say(text)
 
     def warn(self, text: str) -> None:
         self._progress.warn(text)

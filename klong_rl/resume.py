@@ -8,6 +8,7 @@ from pathlib import Path
 from klong_rl.buffer import Buffer
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import StageConfig
+from klong_rl.curriculum import CurriculumState
 from klong_rl.errors import UserError
 
 
@@ -18,16 +19,17 @@ def where_to_begin(checkpoints: Checkpoints, stages: Sequence[StageConfig], stag
     """
     newest = checkpoints.newest()
     state = Checkpoints.state(newest) if newest else RunState()
-    if stage is not None and (stage != state.stage or state.finished):
-        state.stage, state.stage_step, state.finished = stage, 0, False
+    at = state.curriculum
+    if stage is not None and (stage != at.stage or at.finished):
+        at = state.curriculum = CurriculumState(stage=stage, moves=at.moves)
         ahead = [f"{tag}-s{number}" for tag in ("before", "after") for number in range(stage, len(stages) + 1)]
         state.evals = {key: value for key, value in state.evals.items() if key not in ahead}
-    if state.finished or (newest is None and stage is None):
+    if at.finished or (newest is None and stage is None):
         return state, ""
-    steps = stages[state.stage - 1].steps
-    place = f"at step {state.stage_step + 1} of {steps}" if state.stage_step < steps else "at its end"
+    steps = stages[at.stage - 1].steps
+    place = f"at step {at.stage_step + 1} of {steps}" if at.stage_step < steps else "at its end"
     source = f"checkpoint {newest.parent.name}/{newest.name}" if newest else "the cold start"
-    return state, f"entering stage {state.stage} {place}, from {source}"
+    return state, f"entering stage {at.stage} {place}, from {source}"
 
 
 async def check_same_life(buffer: Buffer, state: RunState, run_dir: Path) -> None:

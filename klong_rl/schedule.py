@@ -6,16 +6,37 @@ names, and the buffer knows them.
 
 from __future__ import annotations
 
+import random
+
 from klong_rl.config import StageConfig
 from klong_rl.tasks.base import TaskFamily
 from klong_rl.types import EpisodeSpec
+
+OUTSTANDING = ("open", "complete", "ready")  # states of a group that is admitted and not yet leased
 
 
 def training_group(family: TaskFamily, number: int, stage: StageConfig, index: int, size: int) -> list[EpisodeSpec]:
     """The `index`-th group of stage `number`: `size` attempts at one training task."""
     group = f"s{number}-g{index}"
-    task = family.train(stage.difficulty, index)
+    task = family.train(difficulty_of(number, stage, index), index)
     return [_spec(f"{group}-e{member}", group, size, number, stage, "train", task) for member in range(size)]
+
+
+def stage_of(group: str) -> int:
+    """The stage of a training group, by its name.
+
+    >>> stage_of("s2-g41")
+    2
+    """
+    return int(group.removeprefix("s").partition("-")[0])
+
+
+def difficulty_of(number: int, stage: StageConfig, index: int) -> int:
+    """Of the `index`-th group: the stage's own, or drawn from its mix, the same one whenever it is asked."""
+    if not stage.mix:
+        return stage.difficulty
+    draw = random.Random(f"{number}/{index}")
+    return draw.choices(list(stage.mix), weights=list(stage.mix.values()))[0]
 
 
 def evaluation(family: TaskFamily, tag: str, number: int, stage: StageConfig, episodes: int) -> list[EpisodeSpec]:

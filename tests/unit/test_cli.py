@@ -65,7 +65,7 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["sandbox.kind=process"], ["sandbox.kind=process runs a model's commands as you", "allow_unisolated=true"]),
         (["sandbox.egress.ranges=[10.1.0.0/8]"], ["sandbox.egress.ranges", "10.1.0.0/8", "as in 10.1.0.0/16"]),
         (["window.max_tokens=4096"], ["window.max_tokens=4096", "engine.max_model_len"]),
-        (["curriculum=[{steps:1}]"], ["curriculum=[{steps:1}]", "allowed: nano"]),
+        (["curriculum=[{steps:1}]"], ["curriculum=[{steps:1}]", "allowed: klong, nano"]),
         (["curriculum.stages=[]"], ["number of curriculum.stages=0", "1 or more"]),
     ],
 )

@@ -6,6 +6,7 @@ from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import CurriculumConfig, RunConfig, StageConfig
 from klong_rl.errors import LearnerFailure
 from klong_rl.lives import FUTILE_LIVES, LearnerLives
+from tests.run_states import standing
 
 STAGES = [StageConfig(steps=4), StageConfig(steps=4), StageConfig(steps=4)]
 
@@ -39,7 +40,7 @@ class Scene:
         )
 
     def save(self, **state) -> None:
-        self.checkpoints.save(RunState(**state), lambda folder: None)
+        self.checkpoints.save(standing(**state), lambda folder: None)
 
     def _new_learner(self):
         if self._events:
@@ -78,4 +79,9 @@ async def test_the_stage_asked_for_holds_until_this_launch_has_a_checkpoint(tmp_
     scene = Scene(tmp_path, trained(1), lambda scene: scene.save(stage=3, stage_step=1, step=9, lineage={1: 9}))
     scene.save(stage=1, stage_step=4, step=4, lineage={1: 4})
     await scene.end(stage=2)
-    assert [(state.stage, state.stage_step) for state in scene.log.states[:3]] == [(2, 0), (2, 0), (3, 1)]
+    places = [(state.curriculum.stage, state.curriculum.stage_step) for state in scene.log.states[:3]]
+    assert places == [
+        (2, 0),
+        (2, 0),
+        (3, 1),
+    ]

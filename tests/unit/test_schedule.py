@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klong_rl.config import StageConfig
-from klong_rl.schedule import evaluation, evaluation_prefix, groups_to_admit, training_group
+from klong_rl.schedule import difficulty_of, evaluation, evaluation_prefix, groups_to_admit, stage_of, training_group
 from klong_rl.tasks.relay import RelayTasks
 
 STAGE = StageConfig(difficulty=3, timeout_s=9.0, max_turns=7, steps=5)
@@ -28,6 +28,18 @@ def test_the_same_index_gives_the_same_episodes():
     assert len({spec.id for spec in first}) == 3
     assert {(spec.group, spec.purpose, spec.stage, spec.max_turns) for spec in first} == {("s2-g4", "train", 2, 7)}
     assert len({spec.task.id for spec in first}) == 1
+
+
+def test_a_mix_gives_each_difficulty_its_share_and_the_same_index_the_same_task():
+    stage = StageConfig(difficulty=4, mix={2: 1.0, 4: 3.0})
+    drawn = [difficulty_of(2, stage, index) for index in range(2000)]
+    assert drawn == [difficulty_of(2, stage, index) for index in range(2000)]
+    assert 0.21 < drawn.count(2) / len(drawn) < 0.29 and set(drawn) == {2, 4}
+    assert {difficulty_of(2, STAGE, index) for index in range(9)} == {3}
+
+
+def test_a_group_tells_its_stage():
+    assert stage_of(training_group(RelayTasks(), 12, STAGE, index=4, size=2)[0].group) == 12
 
 
 def test_evaluation_is_one_attempt_at_each_held_out_task():
