@@ -137,7 +137,6 @@ class Curriculum:
         """What a researcher watches, over the last steps of this stage."""
         recent = self._state.recent
         return {
-            "stage": self.stage,
             "stage_step": self._state.stage_step,
             "cut_share": cut_share(recent),
             "reward_gain_limit": gain_limit([step.reward_mean for step in recent], self._config.promotion.confidence),
