@@ -20,6 +20,7 @@ from actors.crew import Crew
 from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
+from klong_rl.advantages import advantage_rule
 from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.groups import windows_of
@@ -44,6 +45,7 @@ class JudgeActor:
         """Connect, as `owner`, and build the reward that the configuration names."""
         self._owner = owner
         self._reward = instantiate(self._config.reward)
+        self._advantages = advantage_rule(self._config.learner)
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
         self._cleanup.push_async_callback(self._sandboxes.close)
@@ -72,7 +74,7 @@ class JudgeActor:
             await self._judge(job)
             return
         try:
-            await self._buffer.close_group(job, windows_of(await self._buffer.group(job)))
+            await self._buffer.close_group(job, windows_of(await self._buffer.group(job), self._advantages))
         except Unknown:
             log.info("group %s was closed by another judge and archived since", job)
         finally:

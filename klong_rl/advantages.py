@@ -1,13 +1,21 @@
 """From the scores of a group to the advantages of its windows. Pure; one function a baseline, cited.
 
-An advantage rule takes the windows of one complete group and returns one number a window.
+An advantage rule takes the windows of one complete group and returns one number a window. An episode may have several
+windows, all with its score. A group of one episode, or of equal scores, has advantages of 0: it tells nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
+from math import sqrt
 
+from klong_rl.config import LearnerConfig
+from klong_rl.errors import UserError
+from klong_rl.objectives.recipes import recipe
 from klong_rl.types import Window
+
+Rule = Callable[[Sequence[Window]], list[float]]
 
 
 def klong(windows: Sequence[Window]) -> list[float]:
@@ -19,3 +27,58 @@ def klong(windows: Sequence[Window]) -> list[float]:
         return []
     baseline = sum(window.score for window in windows) / len(windows)
     return [window.score - baseline for window in windows]
+
+
+def dr_grpo(windows: Sequence[Window]) -> list[float]:
+    """Score minus the mean score over the group's episodes (Dr. GRPO, arXiv 2503.20783)."""
+    scores = _scores(windows)
+    return [window.score - sum(scores.values()) / len(scores) for window in windows]
+
+
+def grpo(windows: Sequence[Window]) -> list[float]:
+    """(score - mean) / standard deviation over the group's episodes (GRPO, arXiv 2402.03300).
+
+    The deviation is that of the group itself (divided by n), with nothing added: equal scores are told by comparison.
+    """
+    scores = list(_scores(windows).values())
+    if len(set(scores)) < 2:
+        return [0.0] * len(windows)
+    centred = dr_grpo(windows)
+    mean = sum(scores) / len(scores)
+    deviation = sqrt(sum((score - mean) ** 2 for score in scores) / len(scores))
+    return [advantage / deviation for advantage in centred]
+
+
+def rloo(windows: Sequence[Window]) -> list[float]:
+    """Score minus the mean score of the group's other episodes (RLOO, arXiv 2402.14740)."""
+    scores = _scores(windows)
+    others = len(scores) - 1
+    if others < 1:
+        return [0.0] * len(windows)
+    total = sum(scores.values())
+    return [window.score - (total - window.score) / others for window in windows]
+
+
+RULES: dict[str, Rule] = {"klong": klong, "grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
+
+
+def advantage_rule(learner: LearnerConfig) -> Rule:
+    """The rule that `learner.advantage` names, by RULES or import path; UserError if there is none.
+
+    Without a name it is the one that goes with the objective.
+    """
+    name = learner.advantage or recipe(learner.objective).advantage
+    if name in RULES:
+        return RULES[name]
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"learner.advantage={name} can't be imported ({error}); use one of {sorted(RULES)} or "
+            "'package.module.function'"
+        ) from error
+
+
+def _scores(windows: Sequence[Window]) -> dict[str, float]:
+    """The score of each episode."""
+    return {window.episode: window.score for window in windows}

@@ -148,8 +148,9 @@ class LearnerConfig:
 
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    objective: str = "klong"  # a name in klong_rl.objectives, or an import path
+    objective: str = "klong"  # a name in klong_rl.objectives.recipes, or an import path (docs/objectives.md)
     objective_options: dict[str, Any] = field(default_factory=dict)
+    advantage: str = ""  # a name in klong_rl.advantages, or an import path; empty: the one of the objective's recipe
     device: str = "cpu"
     dtype: str = "float32"
     token_budget: int = 4096  # tokens of one micro-batch, padding included

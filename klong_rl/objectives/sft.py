@@ -11,7 +11,7 @@ from klong_rl.objectives import ObjectiveResult, TargetTokens
 
 @dataclass(frozen=True)
 class Sft:
-    """Each target token counts the same; advantages and sampler log-probs are not looked at."""
+    """Each target token counts the same; no policy sampled them, so advantages and ratios play no part."""
 
     needs = frozenset()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import redis
 
+from klong_rl.advantages import klong
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.buffer.archive import ArchiveFiles, archive
 from klong_rl.buffer.server import AOF_FOLDER
@@ -71,7 +72,7 @@ class Run:
         await self.buffer.seal(self.episode, self.epoch, Outcome(kind="submitted"))
         await self.buffer.next_to_judge("judge-0.1")
         await self.buffer.verdict(self.episode, self.epoch, Verdict(score=1.0))
-        await self.buffer.close_group(self.group, windows_of(await self.buffer.group(self.group)))
+        await self.buffer.close_group(self.group, windows_of(await self.buffer.group(self.group), klong))
 
     async def learn(self, step: int) -> None:
         refs = await self.buffer.lease(step, 1, 1)

@@ -181,8 +181,12 @@ def test_a_klong_step_reports_what_it_trained(group, windows, folder):
     assert (step["action_tokens"], step["windows"], step["logprob_gap_tokens"]) == (n_targets, 9, len(gaps))
     assert step["logprob_gap_mean"] == pytest.approx(gaps.mean(), rel=1e-3)
     assert step["logprob_gap_max"] == pytest.approx(gaps.max(), rel=1e-3)
-    ratios = [np.exp(current[w.id] - w.logprobs_T)[w.targets_T > 0] for w in windows]
-    assert step["ratio_mean"] == pytest.approx(np.concatenate(ratios).mean(), rel=1e-3)
+    ratios = np.concatenate([np.exp(current[w.id] - w.logprobs_T)[w.targets_T > 0] for w in windows])
+    assert step["ratio_mean"] == pytest.approx(ratios.mean(), rel=1e-3)
+    assert step["ess_fraction"] == pytest.approx(ratios.sum() ** 2 / (ratios**2).sum() / n_targets, rel=1e-3)
+    assert np.log(step["ratio_p99"]) == pytest.approx(np.quantile(np.log(ratios), 0.99), rel=0.1)
+    versions = [version for w in windows for version, count in w.versions for _ in range(count)]
+    assert step["staleness_mean"] == pytest.approx(1 - np.mean(versions))
     # The reference is the folder that the group started from, one SFT step ago.
     reference = AutoModelForCausalLM.from_pretrained(folder)
     away = [target_logprobs(reference, w).detach().numpy() - current[w.id][w.targets_T > 0] for w in windows]

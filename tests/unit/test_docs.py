@@ -67,15 +67,14 @@ def test_the_objective_example_is_the_policy_gradient():
     from klong_rl.objectives import TargetTokens
 
     logprobs_N, window_N = torch.tensor([-1.0, -3.0, -4.0], requires_grad=True), torch.tensor([0, 1, 1])
-    result = example("objectives")["Reinforce"](scale=2.0)(
-        TargetTokens(
-            logprobs_N=logprobs_N,
-            sampler_logprobs_N=logprobs_N.detach(),
-            window_N=window_N,
-            advantages_W=torch.tensor([0.5, -2.0]),
-            staleness_N=torch.zeros_like(window_N),
-        )
+    tokens = TargetTokens(
+        logprobs_N=logprobs_N,
+        sampler_logprobs_N=logprobs_N.detach(),
+        window_N=window_N,
+        advantages_W=torch.tensor([0.5, -2.0]),
+        staleness_N=torch.zeros_like(window_N),
     )
-    result.loss_sum.backward()
+    result = example("objectives")["reinforce"](tokens, torch.zeros(3), scale=2.0)
+    result.loss_N.sum().backward()
     assert logprobs_N.grad.tolist() == [-1.0, 4.0, 4.0]
-    assert result.weight.item() == 3.0
+    assert result.values["surprise"].tolist() == [1.0, 3.0, 4.0]

@@ -1,7 +1,9 @@
 """Metrics of a step, merged over ranks."""
 
+import numpy as np
 import pytest
 
+from klong_rl.objectives.report import HISTOGRAM, SIDE_BINS
 from learners.step import merge
 
 
@@ -24,3 +26,15 @@ def test_ranks_without_logits_add_nothing_but_their_times():
     whole = merge([part(3.0, 10.0, 1.0, 4.0, 0.5, 10.0, 1.0), {"sums": {}, "maxima": {"forward_backward_s": 5.0}}])
     assert whole["loss"] == pytest.approx(0.3)
     assert whole["forward_backward_s"] == 5.0
+
+
+def test_quantiles_are_those_of_the_ranks_together():
+    """A hundred tokens with a log-ratio of 0 on one rank, three with one of 20 on the other."""
+    records = [part(1.0, 100.0, 0.0, 0.0, 0.0, 100.0, 1.0), part(1.0, 3.0, 0.0, 0.0, 0.0, 3.0, 1.0)]
+    for record, place, count in zip(records, (SIDE_BINS, 2 * SIDE_BINS), (100, 3), strict=True):
+        record["sums"][HISTOGRAM] = np.zeros(2 * SIDE_BINS + 1)
+        record["sums"][HISTOGRAM][place] = count
+    metrics = merge(records)
+    assert (metrics["ratio_p01"], metrics["ratio_p50"]) == (1.0, 1.0)
+    assert metrics["ratio_p99"] > 1e8
+    assert HISTOGRAM not in metrics

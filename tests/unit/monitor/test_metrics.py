@@ -91,7 +91,7 @@ def test_tensorboard_reads_the_same_numbers_and_forgets_what_was_rolled_back(tmp
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
-    assert [e.step for e in events.Scalars("train/ratio_mean")] == [1, 2]
+    assert [e.step for e in events.Scalars("policy/ratio_mean")] == [1, 2]
     assert events.Scalars("reward/reward_mean")[3].value == pytest.approx(0.4)
 
 
