@@ -61,7 +61,7 @@ class LearnerGroup:
         """One optimizer step of the objective on `refs`; the ranks fetch the windows unless they are given.
 
         `version` is the policy version of the weights before the step. Returns loss, grad_norm, learning_rate, tokens,
-        windows, action_tokens; entropy_estimate and what the objective reports (docs/objectives.md); |learner - sampler|
+        windows, action_tokens; entropy_estimate, what the objective reports (docs/objectives.md); |learner - sampler|
         of log-probs over the tokens that `version` sampled, before the update (logprob_gap_mean, _max, _tokens);
         seconds: step_s in all, and of the slowest rank fetch_s, forward_backward_s, optimizer_s.
         """
