@@ -5,29 +5,37 @@
 
 A group that waits to be closed goes before an episode that waits to be judged: it unblocks the learner.
 A verdict is given once; a judge that dies leaves its episode to the next one (the buffer's visibility timeout).
+What is judged in vain, since its episode was dropped or taken back meanwhile, is cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-
-from hydra.utils import instantiate
 
 from actors.crew import Crew
 from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
 from klong_rl.advantages import advantage_rule
+from klong_rl.beside import beside
 from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.groups import windows_of
+from klong_rl.judging.grader import Grader
+from klong_rl.judging.lane import Urgency
+from klong_rl.judging.record import Records
+from klong_rl.judging.store import Store
 from klong_rl.rewards.base import FinishedEpisode
-from klong_rl.types import Verdict
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 5.0  # between two looks whether a verdict is still wanted, and how urgent it is by now
+VISIBLE_SLACK_S = 300.0  # beyond the deadlines of a grading: making its sandbox, sending its verdict
+GRADING = "/grading"  # after an episode's name: the sandbox that hidden tests run in
 
 
 class JudgeActor:
@@ -44,8 +52,10 @@ class JudgeActor:
     async def start(self, owner: str) -> None:
         """Connect, as `owner`, and build the reward that the configuration names."""
         self._owner = owner
-        self._reward = instantiate(self._config.reward)
         self._advantages = advantage_rule(self._config.learner)
+        judge, store = self._config.judge, Store(self._settings.run_dir)
+        self._grader = Grader(judge, self._config.reward, store, Records(store.folder / "records"), 1 / judge.count)
+        self._cleanup.push_async_callback(self._grader.close)
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
         self._cleanup.push_async_callback(self._sandboxes.close)
@@ -67,7 +77,9 @@ class JudgeActor:
         if group is not None and group not in self._closing:
             self._closing.add(group)
             return group
-        return await self._buffer.next_to_judge(self._owner)
+        judge = self._config.judge
+        visible_s = judge.grading_timeout_s + judge.wait_s + VISIBLE_SLACK_S
+        return await self._buffer.next_to_judge(self._owner, visible_s)
 
     async def _work(self, job: str | ToJudge) -> None:
         if isinstance(job, ToJudge):
@@ -84,18 +96,19 @@ class JudgeActor:
         episode, epoch = job.spec.id, job.epoch
         sandboxes, most = self._sandboxes, self._config.agent.max_attempts
         sandbox = None
+
+        async def adopt() -> Any:
+            nonlocal sandbox
+            sandbox = await self._sandbox_of(job)
+            return sandbox
+
         try:
-            limit_s = self._config.judge.grading_timeout_s
-            try:
-                async with asyncio.timeout(limit_s):
-                    sandbox = await self._sandbox_of(job)
-                    verdict = await self._reward(FinishedEpisode(job.spec, job.outcome), sandbox)
-            except TimeoutError as error:
-                raise InfrastructureFailure(f"grading took over judge.grading_timeout_s={limit_s:g}") from error
-            except AgentFailure as failure:
-                verdict = Verdict(score=0.0, evidence={"agent_failure": str(failure)})
-            await self._buffer.verdict(episode, epoch, verdict)
-            await clear(sandboxes, episode, sandbox)
+            await self._look(job)
+            async with beside(self._follow(job)):
+                finished = FinishedEpisode(job.spec, job.outcome)
+                graded = await self._grader.grade(finished, epoch, adopt, lambda image: self._fresh(job, image))
+            await self._buffer.verdict(episode, epoch, graded.verdict)
+            await clear(sandboxes, episode, sandbox, keep=graded.kept_snapshot)
         except (StaleEpoch, Unknown) as stale:  # unknown: judged elsewhere and archived since
             log.warning("episode %s was taken back while it was judged: %s", episode, stale)
         except TaskFailure as failure:
@@ -107,6 +120,32 @@ class JudgeActor:
         finally:
             if sandbox is not None:
                 await sandbox.release()
+
+    async def _follow(self, job: ToJudge) -> None:
+        """As long as it is judged: raises StaleEpoch or Unknown, and so ends the judging, when that is in vain."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._look(job)
+
+    async def _look(self, job: ToJudge) -> None:
+        view = await self._buffer.episode(job.spec.id)
+        if (view.state, view.epoch) != ("sealed", job.epoch):
+            raise StaleEpoch(job.spec.id, job.epoch, view.epoch, view.state)
+        group = await self._buffer.group_progress(job.spec.group)
+        self._grader.rank(job.spec.group, Urgency(job.spec.purpose != "eval", group.n_open > 0, group.rank))
+
+    @asynccontextmanager
+    async def _fresh(self, job: ToJudge, image: str) -> AsyncIterator[Any]:
+        """A sandbox of a snapshot, beside the episode's own; what a judge that died left of it goes first."""
+        name = job.spec.id + GRADING
+        left_over = await self._sandboxes.adopt(name)
+        if left_over is not None:
+            await left_over.close()
+        sandbox = await self._sandboxes.create(name, job.epoch, image, job.spec.task.limits)
+        try:
+            yield sandbox
+        finally:
+            await sandbox.close()
 
     async def _sandbox_of(self, job: ToJudge) -> Any:
         """The sandbox as the episode left it, or one made of a snapshot that was taken then."""

@@ -30,8 +30,8 @@ async def drop(buffer: Buffer, sandboxes: Any, episode: str, epoch: int, reason:
         log.warning("episode %s goes on elsewhere: %s", episode, stale)
 
 
-async def clear(sandboxes: Any, episode: str, sandbox: Any = None) -> None:
-    """Remove what a final episode leaves: its sandbox, `sandbox` if it is at hand, and its snapshots.
+async def clear(sandboxes: Any, episode: str, sandbox: Any = None, keep: str = "") -> None:
+    """Remove what a final episode leaves: its sandbox, `sandbox` if it is at hand, and its snapshots but `keep`.
 
     What can't be removed now is left to the run's reaper, and said so.
     """
@@ -39,6 +39,6 @@ async def clear(sandboxes: Any, episode: str, sandbox: Any = None) -> None:
         sandbox = sandbox or await sandboxes.adopt(episode)
         if sandbox is not None:
             await sandbox.close()
-        await sandboxes.forget_snapshots(episode)
+        await sandboxes.forget_snapshots(episode, keep)
     except (InfrastructureFailure, AgentFailure) as failure:
         log.warning("what episode %s left stays until the run ends: %s", episode, failure)

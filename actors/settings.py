@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -16,6 +17,7 @@ class ActorSettings:
     """`sandboxes` builds the actor's own sandbox factory (a Hydra `_target_`), so that no actor names one."""
 
     config: RunConfig
+    run_dir: Path  # the same on every node
     model: str  # Hugging Face folder
     buffer: BufferAddress
     sandboxes: dict[str, Any]

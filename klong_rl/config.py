@@ -75,10 +75,31 @@ class ActorsConfig:
 
 
 @dataclass
+class EndpointConfig:
+    """The judge model, for rewards that ask one: any OpenAI-compatible endpoint. Bounds are the whole run's."""
+
+    url: str = ""  # up to and with /v1
+    model: str = ""
+    key_env: str = ""  # environment variable that holds the API key; none: no key is sent
+    requests_per_s: float = 10.0
+    concurrent: int = 16  # requests under way
+    request_timeout_s: float = 120.0
+    context_tokens: int = 32768  # of a request and its reply
+    reply_tokens: int = 1024
+    temperature: float = 0.0
+
+
+@dataclass
 class JudgeConfig:
+    """Judging (docs/judging.md): deadlines of one grading, the judge model, and what is kept of a verdict."""
+
     count: int = 1
     episodes: int = 8  # judged at once by one actor
-    grading_timeout_s: float = 60.0
+    grading_timeout_s: float = 60.0  # the waiting for the judge model not counted
+    wait_s: float = 600.0  # for the judge model, in one grading: its queue and its troubles included
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    signing_key_file: str = ""  # of the verdicts' records; none: the environment variable KLONG_SIGNING_KEY
+    keep_snapshots: bool = False  # of what was graded in a fresh container, for klong_rl.rejudge: a Docker image each
     num_cpus: float = 0.1
 
 

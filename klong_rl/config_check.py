@@ -8,7 +8,7 @@ import re
 from klong_rl import curriculum
 from klong_rl.advantages import advantage_rule
 from klong_rl.buffer.url import parse as parse_url
-from klong_rl.config import BufferConfig, RunConfig, SandboxConfig
+from klong_rl.config import BufferConfig, JudgeConfig, RunConfig, SandboxConfig
 from klong_rl.errors import UserError
 
 
@@ -20,6 +20,7 @@ def check(config: RunConfig) -> None:
         raise UserError(f"agent.temperature={config.agent.temperature} must be above 0: what is sampled is trained")
     _check_least(config)
     _check_buffer(config.buffer)
+    _check_judge(config.judge)
     _check_sandbox(config.sandbox)
     _check_stages(config)
     _check_lengths(config)
@@ -60,6 +61,31 @@ def _check_buffer(buffer: BufferConfig) -> None:
             parse_url(buffer.url)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _check_judge(judge: JudgeConfig) -> None:
+    endpoint = judge.endpoint
+    if endpoint.url and not re.match(r"https?://[^/]", endpoint.url):
+        raise UserError(f"judge.endpoint.url={endpoint.url} is no address; use http://HOST:PORT/v1 or https://HOST/v1")
+    for name, value in (
+        ("judge.grading_timeout_s", judge.grading_timeout_s),
+        ("judge.wait_s", judge.wait_s),
+        ("judge.endpoint.requests_per_s", endpoint.requests_per_s),
+        ("judge.endpoint.request_timeout_s", endpoint.request_timeout_s),
+        ("judge.endpoint.reply_tokens", endpoint.reply_tokens),
+    ):
+        if value <= 0:
+            raise UserError(f"{name}={value:g} must be above 0")
+    if endpoint.concurrent < judge.count:
+        raise UserError(
+            f"judge.endpoint.concurrent={endpoint.concurrent} is shared by judge.count={judge.count} judges; "
+            "use one for each at least"
+        )
+    if endpoint.context_tokens <= 2 * endpoint.reply_tokens:
+        raise UserError(
+            f"judge.endpoint.context_tokens={endpoint.context_tokens} leaves too little beside reply_tokens="
+            f"{endpoint.reply_tokens}; use more than twice as many"
+        )
 
 
 def _check_sandbox(sandbox: SandboxConfig) -> None:

@@ -138,7 +138,7 @@ class Launch:
             stack.callback(log.close)
             archiver = Archiver(buffer, self.run_dir / "archive")
             stack.push_async_callback(archiver.close)
-            fleet = self._fleet(stack, ActorSettings(self.config, str(model), address, sandboxes), buffer)
+            fleet = self._fleet(stack, ActorSettings(self.config, self.run_dir, str(model), address, sandboxes), buffer)
             lives = LearnerLives(
                 self.config,
                 self.run_dir,
@@ -181,7 +181,7 @@ class Launch:
         stack.push_async_callback(factory.close)
         stack.push_async_callback(self._remove_sandboxes, factory, buffer)
         under_way = {episode.id for episode in await buffer.in_progress()}
-        if removed := await factory.reap(under_way):
+        if removed := await factory.reap(under_way, snapshots=not self.config.judge.keep_snapshots):
             self.progress.say(f"removed {len(removed)} sandboxes that an earlier launch left behind")
         if under_way:
             self.progress.say(f"{len(under_way)} episodes of an earlier launch go on")
@@ -194,7 +194,7 @@ class Launch:
         finished = newest is not None and Checkpoints.state(newest).curriculum.finished
         if not finished:
             await park_sealed(buffer, factory)
-        await factory.reap(set(), snapshots=finished)
+        await factory.reap(set(), snapshots=finished and not self.config.judge.keep_snapshots)
 
     async def _cold_start(self, cold: ColdStart, base: Path) -> Path:
         """The folder that RL starts from: the base checkpoint after SFT on demonstrations, made once."""

@@ -28,6 +28,8 @@ MATTERS = (
     "model",
     "tasks",
     "reward",
+    "judge.endpoint.model",
+    "judge.endpoint.temperature",
     "cold_start",
     "window",
     "agent.system",

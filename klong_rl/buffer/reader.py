@@ -11,6 +11,7 @@ from klong_rl.buffer.errors import Unknown
 from klong_rl.buffer.records import (
     Counts,
     EpisodeView,
+    GroupProgress,
     InProgress,
     Member,
     Progress,
@@ -144,6 +145,21 @@ class Reader:
             for episode, (spec, outcome, verdict) in zip(episodes, found[::2], strict=True)
             for key in [self._key("episode", episode)]
         ]
+
+    async def group_progress(self, group: str) -> GroupProgress:
+        """How urgent the verdicts of a group are. Raises Unknown."""
+        found, ids = await self._redis.read(
+            "group_progress",
+            ("HMGET", self._key("group", group), "rank", "size"),
+            ("LRANGE", self._key("members", group), 0, -1),
+        )
+        if found[0] is None:
+            raise Unknown("group", group)
+        states = await self._redis.read(
+            "group_progress", *(("HGET", self._key("episode", i.decode()), "state") for i in ids)
+        )
+        n_ended = sum(state in (b"sealed", b"judged", b"dropped") for state in states)
+        return GroupProgress(rank=float(found[0]), n_open=int(found[1]) - n_ended)
 
     async def group_states(self, groups: Sequence[str]) -> dict[str, str]:
         """The state of each group that is known and not archived: open, complete, ready, leased or consumed."""

@@ -137,6 +137,13 @@ class Result(NamedTuple):
     n_segments: int
 
 
+class GroupProgress(NamedTuple):
+    """`rank` is the group's place in the order of urgency, least first; `n_open` members have not ended yet."""
+
+    rank: float
+    n_open: int
+
+
 class EpisodeView(NamedTuple):
     """Where an episode stands."""
 

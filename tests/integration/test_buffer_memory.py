@@ -87,12 +87,12 @@ async def test_a_group_that_was_admitted_in_part_is_completed_later_and_the_warn
     assert [member.spec for member in await buffer.group("g")] == group
 
 
-async def test_a_rollout_actor_waits_and_says_so_once(buffer: Buffer) -> None:
+async def test_a_rollout_actor_waits_and_says_so_once(buffer: Buffer, tmp_path: Path) -> None:
     for name in ("a", "b"):
         await buffer.admit(spec(name))
     await buffer.claim("actor")
     await fill(buffer, "a-0")
-    actor = RolloutActor(ActorSettings(RunConfig(), "none", BufferAddress("unix:///none", "run"), {}), 0)
+    actor = RolloutActor(ActorSettings(RunConfig(), tmp_path, "none", BufferAddress("unix:///none", "run"), {}), 0)
     actor._buffer, actor._owner = buffer, "rollout-0.1"  # in place of `start`, which brings up an engine
     assert [await actor._claim() for _ in range(200)] == [None] * 200
     (warning,) = actor._warnings.take()

@@ -1,0 +1,77 @@
+"""What an episode left to be read by a judge: its text files, and which of them a requirement is about."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from klong_rl.failures import AgentFailure
+
+# Of other people's making, or made by programs: not the submission.
+LEFT_OUT = (".git", "node_modules", "__pycache__", ".venv", "venv", ".cache")
+LISTING_BYTES = 1 << 20  # of the list of files: some ten thousand of them
+LISTING_S = 30.0
+FIRST_FILES = ("readme.md", "reproduce.sh", "reproduce.log")  # in PaperBench they say what was done, and how it went
+_K1, _B = 1.2, 0.75  # of BM25, the values that everyone uses
+_WORD = re.compile(r"[a-z]+|\d+")
+
+
+async def read_submission(sandbox: Any, most_files: int, file_bytes: int) -> dict[str, str]:
+    """Text by path, of at most `most_files` files below the working directory and so many bytes of each.
+
+    Files near the top come first. What is no text has only its size told. Raises AgentFailure where the directory
+    can't be listed, InfrastructureFailure.
+    """
+    left_out = " -o ".join(f"-name {name}" for name in LEFT_OUT)
+    command = f"find . -type d \\( {left_out} \\) -prune -o -type f -printf '%d %s %P\\n'"
+    listing = await sandbox.exec(command, timeout_s=LISTING_S, output_limit=LISTING_BYTES)
+    if listing.timed_out or listing.exit_code is None:
+        raise AgentFailure(f"the files of {sandbox.episode} can't be listed within {LISTING_S:g} s")
+    files: dict[str, str] = {}
+    for path in listed(listing.output)[:most_files]:
+        try:
+            data = await sandbox.read(path, limit=file_bytes)
+        except FileNotFoundError:
+            continue  # a name that is no UTF-8 is listed as another
+        files[path] = f"(binary, {len(data)} bytes read)" if b"\0" in data else data.decode(errors="replace")
+    return files
+
+
+def listed(output: str) -> list[str]:
+    """The paths of a listing, near the top first. A line that isn't one (a name with a line break in it) is left out."""
+    found = [re.fullmatch(r"(\d+) \d+ (.+)", line) for line in output.splitlines()]
+    return [path for _, path in sorted((int(match[1]), match[2]) for match in found if match)]
+
+
+def ranked(files: Mapping[str, str], requirement: str) -> list[str]:
+    """The paths, those that a requirement is about first: by BM25 on path and text, FIRST_FILES before all.
+
+    PaperBench has the judge model rank them, a request for each leaf; this needs none and answers the same each time.
+    """
+    words = {path: Counter(_words(f"{path}\n{text}")) for path, text in files.items()}
+    mean = sum(map(Counter.total, words.values())) / max(1, len(words)) or 1.0
+    wanted = set(_words(requirement))
+    rarity = {word: _rarity(sum(word in found for found in words.values()), len(words)) for word in wanted}
+
+    def score(path: str) -> float:
+        found = words[path]
+        norm = _K1 * (1 - _B + _B * found.total() / mean)
+        return sum(rarity[word] * found[word] * (_K1 + 1) / (found[word] + norm) for word in wanted)
+
+    return sorted(files, key=lambda path: (not _is_first(path), -score(path), path))
+
+
+def _words(text: str) -> list[str]:
+    """Lower-case words and numbers; `learningRate` and `learning_rate` have the same two."""
+    return _WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
+
+
+def _rarity(n_with: int, n: int) -> float:
+    return math.log(1 + (n - n_with + 0.5) / (n_with + 0.5))
+
+
+def _is_first(path: str) -> bool:
+    return path.lower() in FIRST_FILES

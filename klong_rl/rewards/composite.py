@@ -1,0 +1,33 @@
+"""Several rewards of one episode in one score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from klong_rl.failures import AgentFailure
+from klong_rl.rewards.base import FinishedEpisode, Judge
+from klong_rl.types import Verdict
+
+
+async def composite(
+    episode: FinishedEpisode, sandbox: Any, judge: Judge, *, parts: Mapping[str, Mapping[str, Any]]
+) -> Verdict:
+    """The weighted mean of `parts`: a `reward` and its `weight` by name, computed in this order in one sandbox.
+
+    A part that the agent made impossible scores 0; one that can't be computed for other reasons fails them all.
+    """
+    total = sum(part["weight"] for part in parts.values())
+    if not parts or any(part["weight"] < 0 for part in parts.values()) or total <= 0:
+        raise ValueError(f"reward.parts={list(parts)} need weights of 0 or more that sum to more than 0")
+    score, scores, evidence = 0.0, {}, {}
+    for name, part in parts.items():
+        try:
+            verdict = await part["reward"](episode, sandbox, judge)
+        except AgentFailure as failure:
+            verdict = Verdict(score=0.0, evidence={"agent_failure": str(failure)})
+        score += part["weight"] / total * verdict.score
+        scores |= {name: verdict.score} | {f"{name}.{key}": value for key, value in verdict.parts.items()}
+        evidence |= {f"{name}.{key}": value for key, value in verdict.evidence.items()}
+    scores["solved"] = float(all(scores.get(f"{name}.solved", scores[name] == 1.0) for name in parts))
+    return Verdict(score=min(1.0, score), parts=scores, evidence=evidence)
