@@ -23,7 +23,7 @@ from actors.warned import KeptWarnings
 from klong_rl.advantages import advantage_rule
 from klong_rl.beside import beside
 from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
-from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
+from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.groups import windows_of
 from klong_rl.judging.grader import Grader
 from klong_rl.judging.lane import Urgency

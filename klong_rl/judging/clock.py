@@ -21,6 +21,7 @@ class GradingClock:
         self._left_s = {True: wait_s, False: grading_s}  # by whether it waits
         self._waited_for = waited_for
         self._asking = 0
+        self._is_waiting = False  # as `_asking` says, up to the moment at which a deadline passed
         self._since = 0.0
 
     @asynccontextmanager
@@ -33,7 +34,7 @@ class GradingClock:
         except TimeoutError as error:
             if not self._timeout.expired():
                 raise
-            if self._asking:
+            if self._is_waiting:
                 what = f"waited over judge.wait_s={self._wait_s:g} for {self._waited_for()}"
             else:
                 what = f"grading took over judge.grading_timeout_s={self._grading_s:g}"
@@ -49,13 +50,14 @@ class GradingClock:
             self._change(-1)
 
     def _change(self, by: int) -> None:
-        before, self._asking = bool(self._asking), self._asking + by
-        if before == bool(self._asking) or self._timeout.expired():
+        self._asking += by
+        waits = self._asking > 0
+        if waits == self._is_waiting or self._timeout.expired():
             return
         now = self._now()
-        self._left_s[before] -= now - self._since
-        self._since = now
-        self._timeout.reschedule(now + self._left_s[not before])
+        self._left_s[self._is_waiting] -= now - self._since
+        self._since, self._is_waiting = now, waits
+        self._timeout.reschedule(now + self._left_s[waits])
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -94,13 +94,13 @@ class Endpoint:
             return Answer(request, kept)
         failures, after_s = 0, 0.0
         while True:
-            try:
-                async with self.queue.turn(group, after_s):
+            async with self.queue.turn(group, after_s):
+                try:
                     return Answer(request, await self._post(body))
-            except _Again as again:
-                failures += 1
-                after_s = delay_s(failures, again.after_s, self._random)
-                self._note(again, after_s)
+                except _Again as again:  # noted before the turn ends, or the next one would go at once
+                    failures += 1
+                    after_s = delay_s(failures, again.after_s, self._random)
+                    self._note(again, after_s)
 
     async def keep(self, answer: Answer) -> None:
         """Give this answer to the same messages from here on. For those that were valid: others are asked anew."""

@@ -41,9 +41,10 @@ def leaf_messages(
     """
     values, last = _SHARE if leaf.category == SUBTREE else _WHOLE
     system = _RULES.format(values=values)
+    required = cut(leaf.requirements, room_tokens * CHARS_A_TOKEN // 2)
     path = "\n".join(f"{'  ' * i}- {text}" for i, text in enumerate(above))
     question = (
-        f"Requirement:\n{cut(leaf.requirements, room_tokens * CHARS_A_TOKEN // 2)}\n\nIt is part of:\n{path or '(nothing)'}\n\n{_QUESTIONS[leaf.category]}\n"
+        f"Requirement:\n{required}\n\nIt is part of:\n{path or '(nothing)'}\n\n{_QUESTIONS[leaf.category]}\n"
         f"End with one line: {last}."
     )
     room = max(0, room_tokens * CHARS_A_TOKEN - len(system) - len(question) - NAMES_CHARS)
@@ -60,14 +61,14 @@ def leaf_messages(
 
 
 def fit(files: Mapping[str, str], order: Sequence[str], room_chars: int) -> dict[str, str]:
-    """The first files in `order`, whole as long as they fit; the first that doesn't is cut in the middle."""
+    """The first files in `order`, whole if they fit; one that doesn't gets half of the room that is left."""
     shown: dict[str, str] = {}
     for path in order:
-        around = len(path) + 48  # the markers and the line breaks
-        if room_chars - around < min(LEAST_CHARS, len(files[path])):
+        room = room_chars - len(repr(path)) - 48  # the markers and the line breaks
+        if room < min(LEAST_CHARS, len(files[path])):
             break
-        shown[path] = cut(files[path], room_chars - around)
-        room_chars -= around + len(shown[path])
+        shown[path] = files[path] if len(files[path]) <= room else cut(files[path], room // 2)
+        room_chars = room - len(shown[path])
     return shown
 
 
@@ -92,7 +93,7 @@ def _names(paths: list[str]) -> str:
 
 
 def parse_score(reply: str, category: str) -> float:
-    """The score in a reply's last line: 0 or 1, or a share for a subtree. ValueError, for the judge to read, if none."""
+    """The score in a reply's last line: 0 or 1, or a share for a subtree. ValueError, worded for the judge."""
     lines = [line for line in reply.splitlines() if line.strip()]
     match = (
         re.fullmatch(r"[\W_]*score[\s*_`]*[:=][\s*_`]*(\d+(?:\.\d+)?)[\s*_`.]*", lines[-1], re.IGNORECASE)

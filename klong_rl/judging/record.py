@@ -128,7 +128,7 @@ class Records:
         return digest(data)
 
     def all(self) -> list[tuple[Record, str]]:
-        """Every record with its file's SHA-256, by name. Raises ValueError, which names the file, for one that is none."""
+        """Every record with its file's SHA-256, by name. Raises ValueError for one that is none."""
         found = []
         for path in sorted(self.folder.glob("*.json")):
             data = path.read_bytes()

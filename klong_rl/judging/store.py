@@ -17,7 +17,6 @@ from typing import Any
 
 from klong_rl.failures import InfrastructureFailure
 
-
 FOLDER = "judging"  # of a run directory
 
 

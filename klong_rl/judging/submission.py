@@ -16,6 +16,9 @@ LISTING_BYTES = 1 << 20  # of the list of files: some ten thousand of them
 LISTING_S = 30.0
 FIRST_FILES = ("readme.md", "reproduce.sh", "reproduce.log")  # in PaperBench they say what was done, and how it went
 _K1, _B = 1.2, 0.75  # of BM25, the values that everyone uses
+_EMPTY = frozenset(  # words that stand everywhere, and in a small submission may look rare
+    "a an and are as at be been by do for from has have if in is it its not of on or that the this to was with".split()
+)
 _WORD = re.compile(r"[a-z]+|\d+")
 
 
@@ -41,7 +44,7 @@ async def read_submission(sandbox: Any, most_files: int, file_bytes: int) -> dic
 
 
 def listed(output: str) -> list[str]:
-    """The paths of a listing, near the top first. A line that isn't one (a name with a line break in it) is left out."""
+    """The paths of a listing, near the top first. Lines that are none (a name with a line break) are left out."""
     found = [re.fullmatch(r"(\d+) \d+ (.+)", line) for line in output.splitlines()]
     return [path for _, path in sorted((int(match[1]), match[2]) for match in found if match)]
 
@@ -53,7 +56,7 @@ def ranked(files: Mapping[str, str], requirement: str) -> list[str]:
     """
     words = {path: Counter(_words(f"{path}\n{text}")) for path, text in files.items()}
     mean = sum(map(Counter.total, words.values())) / max(1, len(words)) or 1.0
-    wanted = set(_words(requirement))
+    wanted = set(_words(requirement)) - _EMPTY
     rarity = {word: _rarity(sum(word in found for found in words.values()), len(words)) for word in wanted}
 
     def score(path: str) -> float:

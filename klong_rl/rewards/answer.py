@@ -1,4 +1,4 @@
-"""Rewards that read an answer file in the container. The task's secret names the `file` and what is `expected` in it."""
+"""Rewards that read an answer file in the container. The secret names the `file` and what is `expected` in it."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from actors.judge import JudgeActor
 from actors.settings import ActorSettings
 from actors.snapshots import park_sealed
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
-from klong_rl.config import JudgeConfig, RunConfig
+from klong_rl.config import EndpointConfig, JudgeConfig, RunConfig
+from klong_rl.judging.record import Records
 from klong_rl.types import EpisodeSpec, Limits, Outcome, Segment, Task, Turn
 from sandboxes.process import ProcessSandboxes
+from tests.fake_judge import FakeJudge
+from tests.judged import reward
+from tests.unit.judging.trees import small
 
 pytestmark = pytest.mark.integration
 RUNS = itertools.count()
@@ -36,9 +41,11 @@ class Scene:
         self.sandboxes = sandboxes
         self.judge = judge
 
-    async def play(self, episode: str, size: int, *commands: str, purpose: str = "train", lost: bool = False) -> None:
+    async def play(
+        self, episode: str, size: int, *commands: str, purpose: str = "train", lost: bool = False, **secret: Any
+    ) -> None:
         """An episode of group "g" up to its seal: its sandbox after `commands`, one turn of two tokens."""
-        secret = {"file": "answer", "expected": "47"}
+        secret = secret or {"file": "answer", "expected": "47"}
         task = Task(id="t", family="f", instruction="i", image="none", secret=secret)
         spec = EpisodeSpec(
             id=episode, group="g", group_size=size, stage=1, purpose=purpose, task=task, timeout_s=9.0, max_turns=9
@@ -73,6 +80,12 @@ class Scene:
                 assert not self.judging.done(), self.judging.result()
                 await asyncio.sleep(0.02)
 
+    async def removed(self) -> None:
+        """Return once the sandboxes of what was judged are gone."""
+        async with asyncio.timeout(ANSWERED_S):
+            while list(self.sandboxes.folder.glob("[!.]*")):
+                await asyncio.sleep(0.02)
+
     async def closed(self) -> None:
         async with asyncio.timeout(ANSWERED_S):
             while (await self.buffer.group_states(["g"]))["g"] in ("open", "complete"):
@@ -81,13 +94,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(server, tmp_path, at_work=True):
+async def scene(server, tmp_path, at_work=True, chosen=None, **judge):
     address = BufferAddress(server.url, f"judge-{next(RUNS)}")
-    config = RunConfig(judge=JudgeConfig(grading_timeout_s=20), reward={"_target_": REWARD, "_partial_": True})
+    settings = {"grading_timeout_s": 20} | judge
+    config = RunConfig(judge=JudgeConfig(**settings), reward=chosen or reward("answer.digits_in_place"))
     config.agent.max_attempts = 2
     options = {"root": str(tmp_path), "allow_unisolated": True}
     factory = {"_target_": "sandboxes.process.ProcessSandboxes", "run": address.run, **options}
-    judge = JudgeActor(ActorSettings(config, "", address, factory))
+    judge = JudgeActor(ActorSettings(config, tmp_path, "", address, factory))
     async with await Buffer.connect(address) as buffer:
         stage = Scene(buffer, ProcessSandboxes(address.run, **options), judge)
         if not at_work:
@@ -109,9 +123,6 @@ async def working(stage):
         await stage.judging
 
 
-REWARD = "klong_rl.rewards.answer.digits_in_place"
-
-
 async def test_a_group_is_scored_and_its_windows_carry_the_advantages(server, tmp_path):
     async with scene(server, tmp_path) as stage:
         await stage.play("e0", 2, "echo 47 > answer")
@@ -122,7 +133,7 @@ async def test_a_group_is_scored_and_its_windows_carry_the_advantages(server, tm
         windows = {w.episode: w for w in await stage.buffer.windows([ref.id for ref in refs])}
         assert {episode: w.advantage for episode, w in windows.items()} == {"e0": 0.25, "e1": -0.25}
         assert windows["e0"].tokens_T.tolist() == [1, 2, 5, 6] and windows["e0"].targets_T.tolist() == [0, 0, 1, 1]
-        assert list(stage.sandboxes.folder.iterdir()) == [], "what was judged is removed"
+        await stage.removed()
 
 
 async def test_evaluation_is_scored_and_never_trained(server, tmp_path):
@@ -170,3 +181,63 @@ async def test_a_sandbox_that_the_agent_broke_does_not_break_the_judge(server, t
         await stage.play("e1", 2, "echo 47 > answer")
         await stage.until("e1", "judged")
         assert not stage.judging.done()
+
+
+def records(tmp_path):
+    return [record for record, _ in Records(tmp_path / "judging" / "records").all()]
+
+
+async def test_a_verdict_names_its_record(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("KLONG_SIGNING_KEY", "k" * 32)
+    async with scene(server, tmp_path) as stage:
+        await stage.play("e0", 1, "echo 47 > answer")
+        await stage.until("e0", "judged")
+        evidence = (await stage.buffer.episode("e0")).verdict.evidence
+        (record,) = records(tmp_path)
+        assert (record.episode, record.score, record.signature) == ("e0", 1.0, evidence["signature"])
+        assert len(record.signature) == 64 and [read.path for read in record.reads] == ["answer"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_hidden_tests_leave_no_sandbox_and_a_snapshot_if_it_is_wanted(server, tmp_path, keep):
+    async with scene(server, tmp_path, chosen=reward("tests.hidden_tests"), keep_snapshots=keep) as stage:
+        await stage.play("e0", 1, "echo 5 > total", tests={"total": "test $(cat total) = 5"})
+        await stage.until("e0", "judged")
+        assert (await stage.buffer.episode("e0")).verdict.score == 1.0
+        await stage.removed()
+        (record,) = records(tmp_path)
+        assert [str(path) for path in stage.sandboxes.folder.glob(".snapshots/e0/*")] == [record.snapshot] * keep
+
+
+async def test_an_episode_that_is_dropped_is_judged_no_further(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("actors.judge.LOOK_S", 0.05)
+    async with FakeJudge(takes_s=60) as fake:
+        endpoint = EndpointConfig(url=fake.url, model="m", requests_per_s=1e4, concurrent=1)
+        async with scene(server, tmp_path, chosen=reward("rubric.rubric"), endpoint=endpoint) as stage:
+            await stage.play("e0", 2, "echo 1 > a.py", rubric=small())
+            async with asyncio.timeout(ANSWERED_S):
+                while not fake.under_way:
+                    await asyncio.sleep(0.02)
+                await stage.buffer.drop("e0", "its group was closed without it")
+                while fake.under_way:
+                    await asyncio.sleep(0.02)
+            assert len(fake.came) == 1 and not stage.judging.done()
+
+
+async def test_a_judge_model_that_is_away_never_becomes_a_score(server, tmp_path):
+    async with FakeJudge() as away:
+        pass
+    endpoint = EndpointConfig(url=away.url, model="m")
+    async with scene(server, tmp_path, chosen=reward("rubric.rubric"), endpoint=endpoint, wait_s=0.5) as stage:
+        await stage.play("e0", 2, "echo 1 > a.py", rubric=small())
+        await stage.until("e0", "queued")
+        view = await stage.buffer.episode("e0")
+        assert view.verdict is None and view.failures == 1
+
+
+async def test_how_urgent_a_group_is(server, tmp_path):
+    async with scene(server, tmp_path, at_work=False) as stage:
+        await stage.play("e0", 2, "true")
+        first = await stage.buffer.group_progress("g")
+        await stage.play("e1", 2, "true")
+        assert (first.n_open, (await stage.buffer.group_progress("g")).n_open) == (1, 0)

@@ -91,7 +91,7 @@ async def test_a_flawless_demonstration_is_what_a_real_shell_prints_and_solves_t
     assert episode.outcome.kind == "submitted"
     assert tokens(windows) == tokens(expected)
     assert (len(windows) > 1) == (difficulty == 6)
-    assert (await digits_in_place(episode, sandbox)).score == 1.0
+    assert (await digits_in_place(episode, sandbox, None)).score == 1.0
 
 
 LAPSES = [
@@ -108,4 +108,4 @@ async def test_a_demonstration_with_lapses_is_what_a_real_shell_prints_too(chat,
     sandbox = await sandboxes.create("e", 1, task.image, task.limits)
     windows, episode = await lived(chat, task, commands(chat, expected), sandbox)
     assert tokens(windows) == tokens(expected)
-    assert (await digits_in_place(episode, sandbox)).score < 1.0
+    assert (await digits_in_place(episode, sandbox, None)).score < 1.0

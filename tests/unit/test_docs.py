@@ -48,9 +48,9 @@ async def test_the_reward_example_scores(tmp_path):
     sandbox = await ProcessSandboxes("docs", root=str(tmp_path), allow_unisolated=True).create("e", 1, "none", Limits())
     try:
         episode, reward = FinishedEpisode(spec, Outcome(kind="submitted")), example("rewards")["file_exists"]
-        assert (await reward(episode, sandbox)).score == 0.0
+        assert (await reward(episode, sandbox, None)).score == 0.0
         await sandbox.write("done", b"")
-        assert (await reward(episode, sandbox)).score == 1.0
+        assert (await reward(episode, sandbox, None)).score == 1.0
     finally:
         await sandbox.close()
 

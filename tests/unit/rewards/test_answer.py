@@ -37,14 +37,14 @@ def test_share_of_digits_in_their_place(answer, score):
 
 
 async def test_white_space_is_left_out_and_the_evidence_is_kept():
-    verdict = await digits_in_place(finished(file="answer", expected="47"), Files(answer=b"4\n7\n"))
+    verdict = await digits_in_place(finished(file="answer", expected="47"), Files(answer=b"4\n7\n"), None)
     assert (verdict.score, verdict.parts, verdict.evidence["answer"]) == (1.0, {"solved": 1.0}, "4\n7\n")
 
 
 async def test_no_answer_scores_nothing():
-    assert (await digits_in_place(finished(file="answer", expected="47"), Files())).score == 0.0
+    assert (await digits_in_place(finished(file="answer", expected="47"), Files(), None)).score == 0.0
 
 
 async def test_a_task_without_an_expected_answer_is_broken_and_not_scored():
     with pytest.raises(TaskFailure, match="expected"):
-        await digits_in_place(finished(file="answer"), Files(answer=b"1"))
+        await digits_in_place(finished(file="answer"), Files(answer=b"1"), None)

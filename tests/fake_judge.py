@@ -1,0 +1,96 @@
+"""A test double of a judge model: an OpenAI-compatible endpoint on this machine that answers as it is told.
+
+It keeps a rate as real ones do: a bucket of `requests_per_s` tokens that fills at that pace; what comes when it is
+empty gets 429 with Retry-After. `answers` are statuses or texts for the next requests; after them `answer(messages)` is
+asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+from aiohttp import web
+
+Messages = list[dict[str, str]]
+
+
+def coin(messages: Messages) -> str:
+    """Score 0 or 1, the same for the same question."""
+    return f"I looked.\nScore: {hashlib.sha256(repr(messages).encode()).digest()[0] % 2}"
+
+
+class FakeJudge:
+    """`async with FakeJudge() as judge`: listens at `judge.url` meanwhile. `asked` are the requests it answered."""
+
+    def __init__(
+        self,
+        answer: Callable[[Messages], str] = coin,
+        *,
+        requests_per_s: float = float("inf"),
+        takes_s: float = 0.0,
+        answers: list[int | str] | None = None,
+        headers: dict[str, str] | None = None,
+        port: int = 0,
+    ) -> None:
+        self._answer, self._rate, self._takes_s = answer, requests_per_s, takes_s
+        self.port = port
+        self.answers = answers or []
+        self._headers = headers or {}
+        self.asked: list[dict[str, Any]] = []
+        self.came: list[float] = []  # monotonic clock, refused ones included
+        self.keys: list[str] = []
+        self.refused = 0
+        self.under_way = self.most_under_way = 0
+        self._tokens, self._filled_at = max(1.0, requests_per_s), time.monotonic()
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        self._runner = web.AppRunner(app, handler_cancellation=True)  # a caller that goes ends its request
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        self.came.append(time.monotonic())
+        self.keys.append(request.headers.get("Authorization", ""))
+        if not self._has_token():
+            self.refused += 1
+            return web.json_response(
+                {"error": "too many"}, status=429, headers={"Retry-After": f"{1 / self._rate:.3f}"}
+            )
+        told = self.answers.pop(0) if self.answers else None
+        if isinstance(told, int):
+            return web.json_response({"error": f"told to say {told}"}, status=told, headers=self._headers)
+        body = await request.json()
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self._takes_s)
+        finally:
+            self.under_way -= 1
+        self.asked.append(body)
+        text = self._answer(body["messages"]) if told is None else told
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        return web.json_response({"object": "chat.completion", "model": body["model"], "choices": [choice]})
+
+    def _has_token(self) -> bool:
+        if self._rate == float("inf"):
+            return True
+        now = time.monotonic()
+        self._tokens = min(max(1.0, self._rate), self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
