@@ -14,11 +14,12 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.weight_transfer import SHARED_MEMORY, check_whole, register
+from actors.weight_transfer import check_whole, prepare
+from actors.weight_versions import weight_versions
 from klong_rl.config import EngineConfig
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.types import VersionRuns
@@ -55,6 +56,7 @@ class Engine:
     def __init__(self, llm: AsyncLLM, end_id: int) -> None:
         self._llm = llm
         self._end_id = end_id
+        self._versions = weight_versions(llm)
         self._requests: set[str] = set()  # in flight
         self._broken = ""  # why, once it is
         self._publishing = asyncio.Lock()
@@ -66,10 +68,11 @@ class Engine:
     async def start(cls, config: EngineConfig, model: str, end_id: int, version: int, seed: int) -> Engine:
         """An engine with the weights of the folder `model` as policy `version`; `end_id` ends an action."""
         from vllm.config import WeightTransferConfig
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        register()
+        prepare(config.weight_transfer)
         args = AsyncEngineArgs(
             model=model,
             dtype=config.dtype,
@@ -84,12 +87,10 @@ class Engine:
             **config.extra,
         )
         llm = AsyncLLM.from_engine_args(args)
-        if config.weight_transfer == SHARED_MEMORY:
-            from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-            await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
-        await llm.update_weight_version(str(version))
-        return cls(llm, end_id)
+        await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+        engine = cls(llm, end_id)
+        await engine._versions.set(version)
+        return engine
 
     async def sample(self, context_T: np.ndarray, max_tokens: int, temperature: float) -> Sample:
         """Sample one action after `context_T` (int32), ended by the end-of-turn token or at `max_tokens`.
@@ -107,13 +108,11 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        action = (await self._answer(context_T, params)).outputs[0]
-        if action.weight_versions is None:
-            raise EngineFailure("the engine gave tokens without the version of the weights that sampled them")
+        answer, versions = await self._answer(context_T, params)
+        action = answer.outputs[0]
         tokens_A = np.array(action.token_ids, np.int32)
         self.sampled_tokens += len(tokens_A)
         logprobs = [position[token].logprob for position, token in zip(action.logprobs, action.token_ids, strict=True)]
-        versions = tuple((int(span.version), span.end - span.start) for span in action.weight_versions)
         return Sample(tokens_A, np.array(logprobs, np.float32), versions, action.finish_reason)
 
     async def logprobs(self, tokens_T: np.ndarray) -> np.ndarray:
@@ -121,12 +120,12 @@ class Engine:
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        scored = await self._answer(tokens_T, params)
+        scored, _ = await self._answer(tokens_T, params)
         pairs = zip(scored.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
         return np.array([position[token].logprob for position, token in pairs], np.float32)
 
-    async def publish(self, path: str, version: int) -> float:
-        """Replace the weights by those at `path` (written by the learner) and go on; returns seconds paused.
+    async def publish(self, weights: dict[str, Any], version: int) -> float:
+        """Replace the weights and go on; returns seconds paused. `weights` is what the learner's publish returned.
 
         Raises EngineFailure, as do requests in flight and all later calls if it fails, or passes PUBLISH_DEADLINE_S,
         once the old weights were touched. A file that is absent or cut short is refused before that.
@@ -134,13 +133,13 @@ class Engine:
         async with self._publishing:
             self._refuse_if_broken()
             try:
-                check_whole(path)
+                check_whole(weights)
             except ValueError as error:
                 raise EngineFailure(f"version {version} not published, the old weights stay: {error}") from error
             self._paused_since = began = time.monotonic()
             try:
                 async with asyncio.timeout(PUBLISH_DEADLINE_S):
-                    await self._replace_weights(path, version)
+                    await self._replace_weights(weights, version)
             except BaseException as error:
                 late = f"not done within {PUBLISH_DEADLINE_S:.0f} s"
                 why = late if isinstance(error, TimeoutError) else repr(error)
@@ -160,14 +159,14 @@ class Engine:
 
     async def version(self) -> int:
         """The policy version of the weights in place."""
-        return int(await self._llm.get_weight_version())
+        return await self._versions.current()
 
     def shutdown(self) -> None:
         """End the model's process."""
         self._llm.shutdown()
 
-    async def _answer(self, prompt_T: np.ndarray, params: SamplingParams) -> RequestOutput:
-        """The whole answer to one request, never a part of one."""
+    async def _answer(self, prompt_T: np.ndarray, params: SamplingParams) -> tuple[RequestOutput, VersionRuns]:
+        """The whole answer to one request, never a part of one, and the versions that sampled its tokens."""
         from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -185,19 +184,24 @@ class Engine:
             raise EngineBroken(f"the engine died: {error}") from error
         finally:
             self._requests.discard(request)
+            versions = self._versions.take(request, answer)
         self._refuse_if_broken()
         finish = answer.outputs[0].finish_reason if answer else None
         if finish not in ("stop", "length"):
             raise EngineFailure(f"the engine ended a request before its answer was whole (finish reason {finish})")
-        return answer
+        n_tokens = len(answer.outputs[0].token_ids)
+        if sum(count for _, count in versions) != n_tokens:
+            raise EngineFailure(f"the engine gave {n_tokens} tokens, and told the weights' versions of {versions}")
+        return answer, versions
 
-    async def _replace_weights(self, path: str, version: int) -> None:
+    async def _replace_weights(self, weights: dict[str, Any], version: int) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._llm.pause_generation(mode="keep", clear_cache=False)
         await self._llm.start_weight_update()
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
-        await self._llm.finish_weight_update(weight_version=str(version))
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=weights))
+        await self._llm.finish_weight_update()
+        await self._versions.set(version)
         await self._llm.reset_prefix_cache(reset_running_requests=True)
         await self._llm.resume_generation()
 

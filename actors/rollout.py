@@ -80,9 +80,9 @@ class RolloutActor:
         """Run episodes until `stop`."""
         await self._crew.run()
 
-    async def publish(self, path: str, version: int) -> float:
-        """New weights for the engine; seconds it was paused. Episodes under way go on."""
-        return await self._engine.publish(path, version)
+    async def publish(self, weights: dict[str, Any], version: int) -> float:
+        """New weights, as the learner published them; seconds the engine was paused. Episodes under way go on."""
+        return await self._engine.publish(weights, version)
 
     async def logprobs(self, tokens_T):
         """The engine's log-probs of a token sequence, float32 [T-1]: for checks against the learner."""

@@ -6,15 +6,17 @@ vLLM ships NCCL and CUDA IPC backends; a CPU has neither. This one reads a safet
 
     learner: write file          engine: pause(keep) -> start -> update(path) -> finish(version) -> resume
 
-Written against vLLM 0.32: `WeightTransferEngine` of `vllm.distributed.weight_transfer.base`.
+Written against vLLM 0.26 to 0.32: `WeightTransferEngine` of `vllm.distributed.weight_transfer.base`.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 SHARED_MEMORY = "klong_shared_memory"
+CUDA_IPC = "ipc"  # vLLM's own: learner and engine on one GPU
 
 
 def register() -> None:
@@ -25,10 +27,21 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(SHARED_MEMORY, __name__, "SharedMemoryEngine")
 
 
-def check_whole(path: str) -> None:
-    """Raise ValueError for a weights file that is absent or cut short."""
+def prepare(backend: str) -> None:
+    """Make `backend` usable in this process and the engine's, which inherits its environment. Before vLLM starts."""
+    if backend == CUDA_IPC:
+        # Handles to the learner's memory reach the engine's process as pickles; both are this run's own.
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    else:
+        register()
+
+
+def check_whole(weights: dict[str, Any]) -> None:
+    """Raise ValueError for published weights whose file is absent or cut short."""
     from safetensors import SafetensorError, safe_open
 
+    if (path := weights.get("path")) is None:
+        return
     try:
         with safe_open(path, framework="np"):  # compares the header with the file's length, and reads no tensor
             pass

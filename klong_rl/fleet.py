@@ -77,7 +77,7 @@ class Fleet:
         ]
         self._members += [Member(f"judge-{i}", judges.remote(settings), has_engine=False) for i in range(judge.count)]
         self._keepers: list[asyncio.Task] = []
-        self._newest = ("", 0)  # weights and their version
+        self._newest: tuple[Any, int] = (None, 0)  # weights, as the learner published them, and their version
 
     @property
     def version(self) -> int:
@@ -101,9 +101,9 @@ class Fleet:
             if keeper.done():
                 keeper.result()
 
-    async def publish(self, path: str, version: int) -> None:
-        """Give every engine the weights at `path`. One that can't take them is replaced, and takes them on its way."""
-        self._newest = (path, version)
+    async def publish(self, weights: Any, version: int) -> None:
+        """Give every engine what the learner published. One that can't take it is replaced, and takes it on its way."""
+        self._newest = (weights, version)
         await asyncio.gather(*(self._take_newest(member) for member in self._at_work() if member.has_engine))
 
     async def logprobs(self, tokens_T: Any) -> list[Any]:
@@ -166,8 +166,8 @@ class Fleet:
             await self._start(member)  # the former process was ended from here, and was still there to be told
         taken = 0
         while member.has_engine and taken != self.version:
-            path, version = self._newest
-            await self._call(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", path, version)
+            weights, version = self._newest
+            await self._call(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
             taken = version
         member.at_work_since = time.monotonic()
 
@@ -182,8 +182,8 @@ class Fleet:
         return await self._buffer.abandon(member.owner, f"{member.name} died")
 
     async def _take_newest(self, member: Member) -> None:
-        path, version = self._newest
-        await self._ask(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", path, version)
+        weights, version = self._newest
+        await self._ask(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
 
     async def _ask(self, member: Member, what: str, deadline_s: float, method: str, *args: Any) -> Any | None:
         """The answer of an actor at work; None from one that then isn't any more: whoever fails here is replaced."""

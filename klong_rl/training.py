@@ -192,8 +192,8 @@ class Training:
         """The learner's weights, which hold `step` updates, become the next policy version, in every engine."""
         floor = max([self.fleet.version, *self.state.lineage])  # whatever Redis may have lost
         version = await self.buffer.publish_version(floor=floor)
-        path = await self._learn(self.learner.publish, version)
-        await self.fleet.publish(str(path), version)
+        weights = await self._learn(self.learner.publish, version)
+        await self.fleet.publish(weights, version)
         self.state.lineage[version] = step
 
     async def publish_restored(self) -> None:

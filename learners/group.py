@@ -26,7 +26,7 @@ from klong_rl.types import Window
 from learners import batch
 from learners.job import LearnerJob
 from learners.model import read_hf_config
-from learners.publish import WeightFolder
+from learners.publish import GpuWeights, Published, WeightFolder
 from learners.rank import Rank
 from learners.step import merge
 
@@ -40,7 +40,7 @@ class LearnerGroup:
     def __init__(
         self,
         job: LearnerJob,
-        weights: WeightFolder,
+        weights: WeightFolder | GpuWeights,
         buffer: BufferAddress | None = None,
         *,
         setup_deadline_s: float = 600.0,
@@ -82,8 +82,8 @@ class LearnerGroup:
         parts = self._call("logprobs", self._shares((temperature,), refs, windows))
         return {window: logprobs for part in parts for window, logprobs in part.items()}
 
-    def publish(self, version: int) -> Path:
-        """Write the weights as `version` into shared memory; returns the file."""
+    def publish(self, version: int) -> Published:
+        """Make the weights, as `version`, readable for the engines of this host; returns what they are told."""
         return self._call_all("publish", version)[0]
 
     def save_hf(self, folder: Path) -> None:
@@ -138,7 +138,7 @@ class LearnerGroup:
             raise LearnerFailure(0, "placement", f"the cluster had no room for {wanted} in {deadline_s:.0f} s")
         return bundles
 
-    def _start(self, rank: int, weights: WeightFolder, buffer: BufferAddress | None) -> Any:
+    def _start(self, rank: int, weights: WeightFolder | GpuWeights, buffer: BufferAddress | None) -> Any:
         config = self._job.learner
         return (
             ray.remote(Rank)

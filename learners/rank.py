@@ -21,7 +21,7 @@ from klong_rl.types import Window
 from learners import checkpoint, model, process, step
 from learners.forward import Batch, window_logprobs
 from learners.job import LearnerJob
-from learners.publish import WeightFolder
+from learners.publish import GpuWeights, Published, WeightFolder
 from learners.reference import Reference
 from learners.source import BufferSource
 
@@ -31,7 +31,9 @@ Share = Sequence[Sequence[str]]  # the window ids of one rank: [micro-batch][win
 class Rank:
     """Made by `__init__`, part of a group after `setup`."""
 
-    def __init__(self, rank: int, job: LearnerJob, weights: WeightFolder, buffer: BufferAddress | None = None):
+    def __init__(
+        self, rank: int, job: LearnerJob, weights: WeightFolder | GpuWeights, buffer: BufferAddress | None = None
+    ):
         self._rank, self._job, self._weights = rank, job, weights
         self._fetch = BufferSource(buffer) if buffer else None
         self._objectives: dict[str, Objective] = {
@@ -96,10 +98,14 @@ class Rank:
             answer |= window_logprobs(batch, logprobs_N)
         return answer
 
-    def publish(self, version: int) -> Path | None:
-        """Publish the weights for the engines of this host; rank 0 answers with the file."""
-        tensors = self.export()
-        return self._weights.publish(version, tensors) if tensors else None
+    def publish(self, version: int) -> Published | None:
+        """Publish the weights for the engines of this host; rank 0 answers with what they are told."""
+        tensors = model.export(self._model)
+        if self._rank == 0:
+            return self._weights.publish(version, tensors)
+        for _ in tensors:
+            pass
+        return None
 
     def export(self) -> dict[str, torch.Tensor]:
         """HF-named whole tensors on rank 0, nothing on the others."""

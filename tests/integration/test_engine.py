@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from actors.engine import Engine, EngineFailure
+from actors.weight_versions import NamedByVllm, Stamps
 from klong_rl.config import EngineConfig
 from klong_rl.models import nano
 from learners.publish import WeightFolder
@@ -45,7 +46,7 @@ class Policy:
         model = LlamaForCausalLM(self.models[1].config).eval()
         self.newest += 1
         self.models[self.newest] = model
-        await self.engine.publish(str(self.weights.publish(self.newest, tensors(model))), self.newest)
+        await self.engine.publish(self.weights.publish(self.newest, tensors(model).items()), self.newest)
         return self.newest
 
     def expected(self, tokens_T: np.ndarray, version: int, temperature: float = 1.0) -> np.ndarray:
@@ -152,6 +153,39 @@ async def test_a_request_in_flight_goes_on_and_each_part_is_its_versions_own(pol
             first += count
 
 
+class Compared:
+    """vLLM's own versions and ours, which must agree on every request."""
+
+    def __init__(self, llm, version: int) -> None:
+        self.theirs, self.ours = NamedByVllm(llm), Stamps(llm)
+        self.ours._changes.append((time.monotonic(), version))
+        self.most = 0
+
+    async def set(self, version):
+        await self.theirs.set(version)
+        await self.ours.set(version)
+
+    def take(self, request, answer):
+        versions = self.theirs.take(request, answer)
+        assert self.ours.take(request, answer) == versions
+        self.most = max(self.most, len(versions))
+        return versions
+
+
+async def test_stamps_from_outside_are_those_that_vllm_gives_itself(policy, monkeypatch):
+    llm = policy.engine._llm
+    processor, seed = llm.output_processor, 60
+    monkeypatch.setattr(processor, "process_outputs", processor.process_outputs)  # put back at the end
+    compared = Compared(llm, policy.newest)
+    monkeypatch.setattr(policy.engine, "_versions", compared)
+    requests = [asyncio.create_task(policy.engine.sample(context(seed), LONG, 1.0)) for seed in range(8)]
+    while not all(request.done() for request in requests):
+        await asyncio.sleep(0.1)
+        await policy.publish(seed := seed + 1)
+    assert all([(await request).versions for request in requests])
+    assert compared.most >= 2
+
+
 async def test_a_cancelled_call_leaves_no_request_behind(policy):
     llm = policy.engine._llm
     requests = [asyncio.create_task(policy.engine.sample(context(seed), LONG, 1.0)) for seed in range(4)]
@@ -180,7 +214,7 @@ async def test_weights_that_cannot_be_read_are_refused_and_the_old_ones_go_on(po
         path.write_bytes(path.read_bytes()[:-1000])
     tokens_T = context(5, 80)
     with pytest.raises(EngineFailure, match=f"version 999 not published.*{path}"):
-        await policy.engine.publish(str(path), 999)
+        await policy.engine.publish({"path": str(path)}, 999)
     assert await policy.engine.version() == policy.newest
     np.testing.assert_allclose(
         await policy.engine.logprobs(tokens_T), policy.expected(tokens_T, policy.newest), atol=EXACT
@@ -200,13 +234,13 @@ async def test_an_update_that_fails_midway_ends_every_request_and_refuses_all_ot
     in_flight = [asyncio.create_task(policy.engine.sample(context(seed), 200, 1.0)) for seed in range(4)]
     await eventually("requests under way", lambda: _holds_cache(policy.engine._llm))
     with pytest.raises(EngineFailure, match=r"publishing version 999 failed midway.*lacks"):
-        await policy.engine.publish(str(path), 999)
+        await policy.engine.publish({"path": str(path)}, 999)
     ended = await asyncio.wait_for(asyncio.gather(*in_flight, return_exceptions=True), SOON_S)
     assert any(isinstance(end, EngineFailure) for end in ended)
     for call in (
         policy.engine.sample(context(1), 4, 1.0),
         policy.engine.logprobs(context(1)),
-        policy.engine.publish(str(path), 1000),
+        policy.engine.publish({"path": str(path)}, 1000),
     ):
         with pytest.raises(EngineFailure, match="version 999 failed midway"):
             await call

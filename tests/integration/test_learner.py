@@ -108,7 +108,7 @@ def target_logprobs(model, window):
 
 
 def published(group, version):
-    return load_file(group.publish(version))
+    return load_file(group.publish(version)["path"])
 
 
 def assert_same(ours, theirs, tolerance):

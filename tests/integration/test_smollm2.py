@@ -152,7 +152,7 @@ async def test_what_the_learner_has_learned_is_what_the_engine_then_says(learner
     before = await engine.logprobs(window.tokens_T)
     for _ in range(2):
         learner.sft_step([window])
-    await engine.publish(str(learner.publish(1)), 1)
+    await engine.publish(learner.publish(1), 1)
     after = await engine.logprobs(window.tokens_T)
     targets_T = window.targets_T == 1
     ours = learner.logprobs([WindowRef.of(window)], [window])["w"]
