@@ -80,6 +80,7 @@ class Engine:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=config.enforce_eager,
+            gpu_memory_utilization=config.gpu_memory,  # a CPU has none to share out
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),

@@ -59,8 +59,9 @@ class EngineConfig:
     max_model_len: int = 256
     max_num_seqs: int = 64
     enforce_eager: bool = True
-    weight_transfer: str = "klong_shared_memory"
+    weight_transfer: str = "klong_shared_memory"  # or "ipc": CUDA IPC, learner and engine on one GPU
     kv_cache_gib: int = 1  # on a CPU
+    gpu_memory: float = 0.9  # of a GPU's memory, all in all
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -172,8 +173,9 @@ class LearnerConfig:
     objective: str = "klong"  # a name in klong_rl.objectives.recipes, or an import path (docs/objectives.md)
     objective_options: dict[str, Any] = field(default_factory=dict)
     advantage: str = ""  # a name in klong_rl.advantages, or an import path; empty: the one of the objective's recipe
-    device: str = "cpu"
+    device: str = "cpu"  # or "cuda"
     dtype: str = "float32"
+    gpu_memory: float = 0.9  # of a GPU's memory, at most
     token_budget: int = 4096  # tokens of one micro-batch, padding included
     num_threads: int = 1  # CPU threads of one rank
     num_cpus: float = 0.25  # of Ray's accounting, one rank

@@ -25,6 +25,7 @@ def check(config: RunConfig) -> None:
     _check_stages(config)
     _check_lengths(config)
     advantage_rule(config.learner)
+    _check_devices(config)
 
 
 def _check_least(config: RunConfig) -> None:
@@ -137,3 +138,16 @@ def _check_lengths(config: RunConfig) -> None:
             f"window.overlap_tokens={config.window.overlap_tokens} and one turn of up to {turn} tokens don't fit in "
             f"window.max_tokens={longest}"
         )
+
+
+def _check_devices(config: RunConfig) -> None:
+    if config.learner.device not in ("cpu", "cuda"):
+        raise UserError(f"learner.device={config.learner.device} is unknown; use cpu or cuda")
+    transfer, device = config.engine.weight_transfer, config.learner.device
+    if transfer not in ("klong_shared_memory", "ipc"):
+        raise UserError(f"engine.weight_transfer={transfer} is unknown; use klong_shared_memory or ipc")
+    if transfer == "ipc" and device != "cuda":
+        raise UserError(f"engine.weight_transfer=ipc shares a GPU, and learner.device={device}; use cluster=one_gpu")
+    for name, share in (("engine", config.engine.gpu_memory), ("learner", config.learner.gpu_memory)):
+        if not 0 < share <= 1:
+            raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")

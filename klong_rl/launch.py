@@ -22,7 +22,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from klong_rl import preflight, resume, services
+from klong_rl import gpu_memory, preflight, resume, services
 from klong_rl.advantages import advantage_rule
 from klong_rl.beside import beside
 from klong_rl.blocking import in_thread
@@ -123,6 +123,8 @@ class Launch:
         cold = ColdStart(self.config, self.family)
         base = cold.base()
         preflight.check_model_folder(base)
+        if self.config.learner.device == "cuda" and not self.config.ray_address:
+            gpu_memory.check(self.config, base, gpu_memory.gpu_total())
         preflight.save_configuration(self.run_dir, asdict(self.config))
         address, server = services.start_redis(stack, self.config.buffer, self.run_dir, self.run_id)
         await stack.enter_async_context(beside(services.keep_redis_alive(server, self.progress.warn)))
@@ -227,7 +229,7 @@ class Launch:
         """What makes the ranks of one life of the learner, with the weights of `model`. It blocks until they are up."""
         from learners.group import LearnerGroup
         from learners.job import LearnerJob
-        from learners.publish import WeightFolder
+        from learners.publish import GpuWeights, WeightFolder
 
         job = LearnerJob(
             model=str(model),
@@ -235,7 +237,8 @@ class Launch:
             temperature=self.config.agent.temperature,
             seed=self.config.seed,
         )
-        weights = WeightFolder.in_shared_memory(self.run_id)
+        by_ipc = self.config.engine.weight_transfer == "ipc"
+        weights = GpuWeights() if by_ipc else WeightFolder.in_shared_memory(self.run_id)
         stack.callback(weights.remove)
         weights.remove()  # of a launch that was killed
         return lambda: LearnerGroup(job, weights, address)

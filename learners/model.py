@@ -20,7 +20,7 @@ import torch
 
 from klong_rl.config import OptimizerConfig
 from klong_rl.errors import UserError
-from learners import cpu
+from learners import cpu, gpu
 from learners.job import LearnerJob
 
 
@@ -96,7 +96,7 @@ def _bridge(job: LearnerJob) -> Any:
         # The sampler drops nothing, so neither may the learner: their log-probs must agree.
         attention_dropout=0.0,
         hidden_dropout=0.0,
-        **(cpu.TRANSFORMER_CONFIG if on_cpu else {}),
+        **(cpu if on_cpu else gpu).TRANSFORMER_CONFIG,
     )
     if on_cpu:
         cpu.use_local_layers(bridge)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from datetime import timedelta
 
 import torch
 from torch.distributed import TCPStore
 
-from learners import cpu
+from learners import cpu, gpu
 from learners.job import LearnerJob
 
 Address = tuple[str, int]  # host and port of the rendezvous
@@ -32,10 +31,9 @@ def join(job: LearnerJob, rank: int, store: TCPStore) -> torch.device:
     on_cpu = job.learner.device == "cpu"
     if on_cpu:
         cpu.install(job.threads)
+        device = cpu.CPU
     else:
-        # Megatron asks for it: kernels of one stream start in the order in which they were launched.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        torch.cuda.set_device(0)  # a rank sees its own GPU only
+        device = gpu.install(job.learner.gpu_memory)
     torch.distributed.init_process_group(
         "gloo" if on_cpu else "nccl", store=store, rank=rank, world_size=job.layout.world, timeout=_timeout(job)
     )
@@ -50,7 +48,7 @@ def join(job: LearnerJob, rank: int, store: TCPStore) -> torch.device:
     )
     torch.manual_seed(job.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(job.seed)
-    return torch.device("cpu" if on_cpu else "cuda:0")
+    return device
 
 
 def _quiet() -> None:

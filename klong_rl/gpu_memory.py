@@ -1,0 +1,141 @@
+"""Does it fit? The memory of one GPU that an engine and a learner rank share, added up before anything loads.
+
+    engine.gpu_memory x GPU     weights + KV cache: vLLM takes all of its share, whatever is left is cache
+    learner.gpu_memory x GPU    weights, gradients, master weights and Adam's moments, published copies, activations
+    the rest                    the learner's CUDA context and what its libraries take outside of torch's allocator
+
+Formulas are for bf16 Transformer Engine layers with fused attention: what each layer keeps for its backward pass, in
+elements a token, is its two norms' inputs and outputs (4 h), q, k and v (h + 2 kv), the attention's output (h), and of
+the gated MLP both halves of the first product and the second one's input (3 ffn).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from klong_rl.config import EngineConfig, LearnerConfig, RunConfig
+from klong_rl.errors import UserError
+
+GIB = 2**30
+CONTEXT_GIB = 1.5  # of one process: CUDA context, NCCL, cuBLAS and cuDNN
+ENGINE_WORK_GIB = 2.0  # of vLLM beside weights and cache: context, CUDA graphs, activations of a step
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+PUBLISHED_COPIES = 2  # learners.publish.KEPT
+LOGITS_BYTES = 4 + 4  # a token and vocabulary entry, in float32: what the loss keeps, and its gradient
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What memory depends on. `ffn` counts the experts that one token passes through."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    kv_width: int  # key-value heads x head size
+    ffn: int
+    vocab: int
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelShape:
+        """Of a Hugging Face folder, whose safetensors' headers say how many parameters there are."""
+        config = json.loads((folder / "config.json").read_text())
+        heads = config["num_attention_heads"]
+        head_size = config.get("head_dim") or config["hidden_size"] // heads
+        experts = config.get("num_experts_per_tok") or 0
+        ffn = experts * config["moe_intermediate_size"] if "moe_intermediate_size" in config else 0
+        return cls(
+            parameters=sum(_parameters(path) for path in folder.glob("*.safetensors")),
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            kv_width=(config.get("num_key_value_heads") or heads) * head_size,
+            ffn=ffn or config["intermediate_size"],
+            vocab=config["vocab_size"],
+        )
+
+
+def _parameters(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as tensors:  # reads the header alone
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+
+
+def learner_bytes(shape: ModelShape, learner: LearnerConfig, *, reference: bool = False) -> dict[str, int]:
+    """What one rank's allocator holds at the peak of a step, by what it is for. Without tensor or pipeline splits."""
+    size, n = BYTES[learner.dtype], shape.parameters
+    # Float32 parameters are their own master weights.
+    optimizer = (12 if size == 2 else 8) * n // learner.layout.data
+    per_layer = 6 * shape.hidden + 2 * shape.kv_width + 3 * shape.ffn
+    tokens = learner.token_budget
+    return {
+        "weights": size * n * (2 if reference else 1),
+        "gradients": 4 * n,
+        "optimizer": optimizer,
+        "published copies": PUBLISHED_COPIES * size * n,
+        "activations": size * per_layer * shape.layers * tokens,
+        "logits": (LOGITS_BYTES + size) * shape.vocab * tokens,
+    }
+
+
+def engine_bytes(shape: ModelShape, engine: EngineConfig) -> dict[str, int]:
+    """The least an engine works with: weights, work space, and the KV cache of one sequence of the longest length."""
+    size = BYTES[engine.dtype]
+    return {
+        "weights": size * shape.parameters,
+        "work space": int(ENGINE_WORK_GIB * GIB),
+        "KV cache of one sequence": size * 2 * shape.kv_width * shape.layers * engine.max_model_len,
+    }
+
+
+def check(config: RunConfig, folder: Path, total: int) -> None:
+    """Raise UserError if engine and learner don't fit on one GPU of `total` bytes, with the sum."""
+    learner, engine = config.learner, config.engine
+    engine_share, learner_share = engine.gpu_memory * total, learner.gpu_memory * total
+    together = engine_share + learner_share + CONTEXT_GIB * GIB
+    if together > total:
+        raise UserError(
+            f"engine.gpu_memory={engine.gpu_memory:g} ({_gib(engine_share)}) + learner.gpu_memory="
+            f"{learner.gpu_memory:g} ({_gib(learner_share)}) + {CONTEXT_GIB:g} GiB for a CUDA context = "
+            f"{_gib(together)}, and the GPU has {_gib(total)}; lower one of the shares"
+        )
+    shape = ModelShape.read(folder)
+    _check_share(
+        "learner", learner.gpu_memory, total, learner_bytes(shape, learner), "lower learner.token_budget or raise it"
+    )
+    _check_share(
+        "engine", engine.gpu_memory, total, engine_bytes(shape, engine), "lower engine.max_model_len or raise it"
+    )
+
+
+def _check_share(name: str, share: float, total: int, needs: Mapping[str, int], remedy: str) -> None:
+    need = sum(needs.values())
+    if need > share * total:
+        parts = " + ".join(f"{what} {_gib(size)}" for what, size in needs.items())
+        raise UserError(
+            f"{name}.gpu_memory={share:g} of {_gib(total)} is {_gib(share * total)}, and the {name} needs about "
+            f"{_gib(need)} ({parts}); {remedy}"
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def gpu_total() -> int:
+    """Bytes of this machine's first GPU; UserError if it has none. Asks the driver, so no context is made."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except ImportError as error:
+        raise UserError("learner.device=cuda needs the package nvidia-ml-py; see docs/gpu.md") from error
+    except pynvml.NVMLError as error:
+        raise UserError(f"learner.device=cuda, and there is no GPU here ({error}); use cluster=cpu") from error
+    try:
+        return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total
+    finally:
+        pynvml.nvmlShutdown()

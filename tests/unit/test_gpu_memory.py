@@ -1,0 +1,68 @@
+"""What fits on one GPU is let through, what doesn't is refused with the sum; the parts are those counted by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from klong_rl import gpu_memory
+from klong_rl.config import EngineConfig, LayoutConfig, LearnerConfig, RunConfig
+from klong_rl.errors import UserError
+from klong_rl.gpu_memory import GIB, ModelShape
+from klong_rl.models import nano
+
+CARD = 80 * GIB
+# 1.5 billion parameters in the shape of Qwen2.5-1.5B.
+BIG = ModelShape(parameters=1_543_714_304, layers=28, hidden=1536, kv_width=256, ffn=8960, vocab=151_936)
+
+
+def one_gpu(**learner) -> RunConfig:
+    on_gpu = {"device": "cuda", "dtype": "bfloat16", "gpu_memory": 0.4, "layout": LayoutConfig(data=1)}
+    return RunConfig(
+        engine=EngineConfig(dtype="bfloat16", gpu_memory=0.4), learner=LearnerConfig(**{**on_gpu, **learner})
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "nano"
+    nano.build(path, ["cat amber"], seed=0)
+    return path
+
+
+def test_a_small_model_fits_beside_its_engine(folder):
+    gpu_memory.check(one_gpu(), folder, CARD)
+
+
+def test_shares_that_are_too_much_together_are_refused_with_the_sum(folder):
+    config = one_gpu(gpu_memory=0.6)
+    with pytest.raises(UserError, match=r"0.4 \(32.0 GiB\).*0.6 \(48.0 GiB\) \+ 1.5 GiB.* = 81.5 GiB.*80.0 GiB; lower"):
+        gpu_memory.check(config, folder, CARD)
+
+
+def test_a_learner_over_its_share_is_refused_with_its_parts(folder):
+    config = one_gpu(token_budget=10_000_000)
+    with pytest.raises(UserError, match=r"0.4 of 80.0 GiB is 32.0 GiB.*activations 306.\d GiB.*lower learner.token"):
+        gpu_memory.check(config, folder, CARD)
+
+
+def test_an_engine_over_its_share_is_refused_with_its_parts(folder):
+    config = one_gpu()
+    config = replace(config, engine=replace(config.engine, max_model_len=10_000_000))
+    with pytest.raises(UserError, match=r"engine.*KV cache of one sequence 38.\d GiB.*lower engine.max_model_len"):
+        gpu_memory.check(config, folder, CARD)
+
+
+def test_the_shape_is_read_off_the_folder(folder):
+    embeddings, block = 2 * 512 * 256, 4 * 256 * 256 + 3 * 256 * 688 + 2 * 256
+    assert ModelShape.read(folder) == ModelShape(
+        parameters=embeddings + 4 * block + 256, layers=4, hidden=256, kv_width=256, ffn=688, vocab=512
+    )
+
+
+def test_a_model_s_state_takes_eighteen_bytes_a_parameter_beside_what_is_published():
+    learner = LearnerConfig(dtype="bfloat16", layout=LayoutConfig(data=1))
+    parts = gpu_memory.learner_bytes(BIG, learner)
+    assert parts["weights"] + parts["gradients"] + parts["optimizer"] == 18 * BIG.parameters
+    assert parts["published copies"] == 4 * BIG.parameters
+    shared = gpu_memory.learner_bytes(BIG, replace(learner, layout=LayoutConfig(data=4)))
+    assert shared["optimizer"] == parts["optimizer"] // 4
