@@ -25,7 +25,7 @@ CONTEXT_GIB = 1.5  # of one process: CUDA context, NCCL, cuBLAS and cuDNN
 ENGINE_WORK_GIB = 2.0  # of vLLM beside weights and cache: context, CUDA graphs, activations of a step
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 PUBLISHED_COPIES = 2  # learners.publish.KEPT
-LOGITS_BYTES = 4 + 4  # a token and vocabulary entry, in float32: what the loss keeps, and its gradient
+LOGITS_AT_ONCE = 1 << 26  # learners.forward: logits of a chunk of tokens, and their gradient, in float32
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def learner_bytes(shape: ModelShape, learner: LearnerConfig, *, reference: bool 
         "optimizer": optimizer,
         "published copies": PUBLISHED_COPIES * size * n,
         "activations": size * per_layer * shape.layers * tokens,
-        "logits": (LOGITS_BYTES + size) * shape.vocab * tokens,
+        "head": (8 + size) * min(LOGITS_AT_ONCE, shape.vocab * tokens) + (4 + size) * shape.vocab * shape.hidden,
     }
 
 

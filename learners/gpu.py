@@ -21,8 +21,11 @@ TRANSFORMER_CONFIG = {
 }
 
 
-def install(memory_share: float) -> torch.device:
-    """Take this process's GPU, and at most `memory_share` of its memory. Call before Megatron builds anything."""
+def install(memory_share: float, dtype: str) -> torch.device:
+    """Take this process's GPU, and at most `memory_share` of its memory. Call before CUDA is used."""
+    if dtype == "float32":
+        # Transformer Engine asks cuBLAS for TF32, whose products have three digits.
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     # Megatron asks for it: kernels of one stream start in the order in which they were launched.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = torch.device("cuda", 0)  # a rank sees its own GPU only

@@ -150,8 +150,18 @@ def _scheduler(settings: OptimizerConfig, optimizer: Any) -> Any:
 @torch.no_grad()
 def export(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
     """HF name and whole tensor of every parameter. A collective: all ranks must run it to its end."""
+    from mbridge.core import bridge
+    from megatron.core import parallel_state
+
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        # mbridge 0.15 asks the other stages for each name and shape, 2 ms a tensor on a GPU, also if there are none.
+        bridge.broadcast_str_from_megatron_pp = bridge.broadcast_from_megatron_pp = _as_it_is
     for name, tensor in model.bridge.export_weights(model.chunks):
         yield name, tensor.detach()
+
+
+def _as_it_is(own: Any) -> Any:
+    return own
 
 
 def save_hf(source: str, folder: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -33,7 +33,7 @@ def join(job: LearnerJob, rank: int, store: TCPStore) -> torch.device:
         cpu.install(job.threads)
         device = cpu.CPU
     else:
-        device = gpu.install(job.learner.gpu_memory)
+        device = gpu.install(job.learner.gpu_memory, job.learner.dtype)
     torch.distributed.init_process_group(
         "gloo" if on_cpu else "nccl", store=store, rank=rank, world_size=job.layout.world, timeout=_timeout(job)
     )

@@ -1,5 +1,6 @@
 """What the tests on a GPU share. Skipped where there is none; they need no Docker, Ray or Redis."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from learners import model, process
 from learners.job import LearnerJob
 from learners.publish import GpuWeights
 from learners.rank import Rank
+
+# Ranks of both dtypes share this process, and cuBLAS reads it once.
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
 HERE = Path(__file__).parent
 VOCAB = 512

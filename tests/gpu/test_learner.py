@@ -80,24 +80,30 @@ def test_a_checkpoint_goes_on_where_it_was(rank, windows, tmp_path):
     assert off < 1e-3
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 2e-3)])
 def test_a_few_steps_are_those_of_plain_torch(make_rank, folder, windows, dtype, tolerance):
-    """The same windows, AdamW and clipping, in float32: losses a token, step by step."""
-    rank = make_rank(dtype)
+    """AdamW and clipping on float32 master weights, seen by the forward pass in `dtype`: losses a token."""
+    rank, half = make_rank(dtype), getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).cuda()
+    masters = [parameter.detach().to(half).float() for parameter in model.parameters()]
     settings = rank._job.learner.optimizer
-    adamw = torch.optim.AdamW(model.parameters(), settings.lr, (settings.beta1, settings.beta2), settings.eps, 0.0)
+    adamw = torch.optim.AdamW(masters, settings.lr, (settings.beta1, settings.beta2), settings.eps, weight_decay=0.0)
     given = {window.id: window for window in windows}
+    total = sum(window.n_targets() for window in windows)
     for _ in range(STEPS):
         sums = rank.sft_step(share(rank, windows), given)
-        adamw.zero_grad()
-        total = sum(len(window.tokens_T[window.targets_T > 0]) for window in windows)
+        with torch.no_grad():
+            for parameter, master in zip(model.parameters(), masters, strict=True):
+                parameter.copy_(master.to(half))
+        model.zero_grad()
         theirs = 0.0
         for window in windows:
             loss = -label_logprobs(model, window).sum() / total
             loss.backward()
             theirs += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        for parameter, master in zip(model.parameters(), masters, strict=True):
+            master.grad = parameter.grad
+        norm = torch.nn.utils.clip_grad_norm_(masters, settings.clip_grad)
         adamw.step()
         ours, grad_norm = sums["sums"]["loss_sum"] / sums["sums"]["weight"], sums["maxima"]["grad_norm"]
         print(f"\n{dtype}: loss {ours:.6f} against {theirs:.6f}, norm {grad_norm:.5f} against {norm:.5f}")
@@ -107,4 +113,4 @@ def test_a_few_steps_are_those_of_plain_torch(make_rank, folder, windows, dtype,
 def test_float32_log_probs_are_transformers(make_rank, windows, expected):
     gap = differences(logprobs(make_rank("float32"), windows), expected)
     print(f"\nlearner float32 against float32: mean {gap.mean():.2e}, max {gap.max():.2e}")
-    assert gap.max() < 1e-2
+    assert gap.max() < 1e-4
