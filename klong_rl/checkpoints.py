@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ from klong_rl.lineage import Lineage, distance, within_reach
 from klong_rl.models.folder import whole_or_absent
 
 STATE_FILE = "state.json"
+S = TypeVar("S", bound=msgspec.Struct)  # what is known of a step, in a field `step` and others
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -56,7 +58,7 @@ class Checkpoints:
         for partial in self.folder.glob(".*.partial"):  # of a launch that was killed as it wrote
             shutil.rmtree(partial)
 
-    def save(self, state: RunState, write: Callable[[Path], None]) -> Path:
+    def save(self, state: S, write: Callable[[Path], None]) -> Path:
         """Have `write` fill the checkpoint's folder, then make it durable; older ones than `keep` go."""
         final = self.folder / f"step-{state.step:06d}"
         with whole_or_absent(final) as partial:
@@ -68,7 +70,7 @@ class Checkpoints:
             shutil.rmtree(old)
         return final
 
-    def update_state(self, state: RunState) -> None:
+    def update_state(self, state: S) -> None:
         """Replace the newest checkpoint's state: what was learned about it (evaluations) since it was written."""
         path = self.newest() / STATE_FILE
         partial = path.with_suffix(".new")
@@ -86,5 +88,5 @@ class Checkpoints:
         return found[-1] if found else None
 
     @staticmethod
-    def state(checkpoint: Path) -> RunState:
-        return msgspec.json.decode((checkpoint / STATE_FILE).read_bytes(), type=RunState)
+    def state(checkpoint: Path, kind: type[S] = RunState) -> S:
+        return msgspec.json.decode((checkpoint / STATE_FILE).read_bytes(), type=kind)

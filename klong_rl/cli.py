@@ -1,4 +1,4 @@
-"""The command line of the entry points: overrides in, a checked RunConfig out, or one clear line and exit code 2."""
+"""The command line of the entry points: overrides in, a checked configuration out, or one clear line and exit 2."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -20,22 +20,28 @@ from klong_rl.config import RunConfig
 from klong_rl.config_check import check
 from klong_rl.errors import UserError
 
+C = TypeVar("C")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def load_config(overrides: Sequence[str]) -> tuple[RunConfig, int | None]:
     """The checked configuration, and the stage that `+stage=N` asks for (None without it). Raises UserError."""
     stage, rest = _take_stage(overrides)
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = OmegaConf.to_object(compose("config", list(rest)))
-    except (HydraException, OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a group's name goes
-        raise UserError(_one_line(error, rest)) from error
+    config = compose_config("config", "schema", RunConfig, rest)
     check(config)
     if stage is not None and not 1 <= stage <= len(config.curriculum.stages):
         raise UserError(f"+stage={stage} is unknown; this curriculum has stages 1 to {len(config.curriculum.stages)}")
     return config, stage
+
+
+def compose_config(file: str, schema: str, kind: type[C], overrides: Sequence[str]) -> C:
+    """`conf/FILE.yaml`, which names `schema` among its defaults, with `overrides`, as a `kind`. Raises UserError."""
+    ConfigStore.instance().store(name=schema, node=kind)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return OmegaConf.to_object(compose(file, list(overrides)))
+    except (HydraException, OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a group's name goes
+        raise UserError(_one_line(error, kind, overrides)) from error
 
 
 def run_main(main, argv: Sequence[str] | None = None) -> NoReturn:
@@ -62,12 +68,12 @@ def _take_stage(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
     return stage, rest
 
 
-def _one_line(error: Exception, overrides: Sequence[str]) -> str:
+def _one_line(error: Exception, kind: type, overrides: Sequence[str]) -> str:
     """Hydra's own message, shortened to what names the key and the value, with what is allowed there."""
     text = str(error)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        unknown = _unknown_part(key)
+        unknown = _unknown_part(kind, key)
         if unknown is not None and (key in text or unknown[0] in text):
             name, allowed = unknown
             near = difflib.get_close_matches(name, allowed, n=1)
@@ -82,15 +88,15 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     return text.splitlines()[0]
 
 
-def _unknown_part(key: str) -> tuple[str, list[str]] | None:
+def _unknown_part(kind: type, key: str) -> tuple[str, list[str]] | None:
     """The first part of a dotted key that the schema doesn't have, and what it has there."""
-    node = RunConfig()
+    top = node = kind()
     for part in key.split("."):
         if not is_dataclass(node):
             return None  # a free-form dictionary or a list: anything may stand here
         names = [f.name for f in fields(node)]
         if part not in names:
-            groups = [path.parent.name for path in CONF.glob("*/*.yaml")] if isinstance(node, RunConfig) else []
+            groups = [path.parent.name for path in CONF.glob("*/*.yaml")] if node is top else []
             return None if part in groups else (part, sorted({*names, *groups}))
         node = getattr(node, part)
     return None

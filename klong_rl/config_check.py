@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import TYPE_CHECKING
 
 from klong_rl import curriculum
 from klong_rl.advantages import advantage_rule
@@ -11,25 +12,40 @@ from klong_rl.buffer.url import parse as parse_url
 from klong_rl.config import BufferConfig, JudgeConfig, RunConfig, SandboxConfig
 from klong_rl.errors import UserError
 
+if TYPE_CHECKING:
+    from klong_rl.fine_tuning.config import SftConfig
+
 
 def check(config: RunConfig) -> None:
     """Raise UserError for a value that can't work."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", config.name):
-        raise UserError(f"name={config.name!r} names a folder, containers and keys: use letters, digits, '.', '_', '-'")
+    check_name(config.name)
     if config.agent.temperature <= 0:
         raise UserError(f"agent.temperature={config.agent.temperature} must be above 0: what is sampled is trained")
-    _check_least(config)
+    _check_counts(config)
     _check_buffer(config.buffer)
     _check_judge(config.judge)
     _check_sandbox(config.sandbox)
     _check_stages(config)
-    _check_lengths(config)
+    check_window(config)
     advantage_rule(config.learner)
     _check_devices(config)
 
 
-def _check_least(config: RunConfig) -> None:
-    for name, value, least in (
+def check_name(name: str) -> None:
+    """Of a run."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise UserError(f"name={name!r} names a folder, containers and keys: use letters, digits, '.', '_', '-'")
+
+
+def check_at_least(*bounds: tuple[str, int, int]) -> None:
+    """(key, value, least value) each."""
+    for name, value, least in bounds:
+        if value < least:
+            raise UserError(f"{name}={value} is too small; use {least} or more")
+
+
+def _check_counts(config: RunConfig) -> None:
+    check_at_least(
         ("actors.count", config.actors.count, 1),
         ("actors.episodes", config.actors.episodes, 1),
         ("judge.count", config.judge.count, 1),
@@ -47,9 +63,7 @@ def _check_least(config: RunConfig) -> None:
         ("sandbox.per_host", config.sandbox.per_host, 0),
         ("buffer.memory_mb", config.buffer.memory_mb, 16),
         ("number of curriculum.stages", len(config.curriculum.stages), 1),
-    ):
-        if value < least:
-            raise UserError(f"{name}={value} is too small; use {least} or more")
+    )
 
 
 def _check_buffer(buffer: BufferConfig) -> None:
@@ -121,7 +135,8 @@ def _check_stages(config: RunConfig) -> None:
         )
 
 
-def _check_lengths(config: RunConfig) -> None:
+def check_window(config: RunConfig | SftConfig) -> None:
+    """The context rule must leave room for a turn, and a window must fit wherever it goes."""
     longest = config.window.max_tokens
     if longest > config.engine.max_model_len:
         raise UserError(
