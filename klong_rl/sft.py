@@ -39,8 +39,7 @@ SAMPLE_CHARACTERS = 10**6
 
 def main(overrides: list[str]) -> int:
     """Run the fine-tuning; the exit code."""
-    config = compose_config("sft", "sft_schema", SftConfig, overrides)
-    check(config)
+    config = load_sft_config(overrides)
     run_dir = Path(config.root, config.name).resolve()
     preflight.check_writable(run_dir)
     preflight.check_free_disk(run_dir, config.min_free_disk_mb)
@@ -51,6 +50,13 @@ def main(overrides: list[str]) -> int:
             return asyncio.run(FineTuning(config, run_dir).run())
         except KeyboardInterrupt:
             return EXIT_CODES[signal.SIGINT]
+
+
+def load_sft_config(overrides: list[str]) -> SftConfig:
+    """The checked configuration. Raises UserError."""
+    config = compose_config("sft", "sft_schema", SftConfig, overrides)
+    check(config)
+    return config
 
 
 class FineTuning:

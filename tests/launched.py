@@ -29,16 +29,17 @@ MINIATURE = (
 
 @dataclass
 class LaunchedRun:
-    """One `python -m klong_rl.launch`, in a process group of its own, its output in a file."""
+    """One `python -m klong_rl.launch`, or another entry point, in a process group of its own, its output in a file."""
 
     overrides: tuple[str, ...]
     log: Path
     env: dict[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    module: str = "klong_rl.launch"
 
     def start(self) -> LaunchedRun:
         env = os.environ | {MARK: self.mark} | self.env
-        command = [sys.executable, "-m", "klong_rl.launch", *self.overrides]
+        command = [sys.executable, "-m", self.module, *self.overrides]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True

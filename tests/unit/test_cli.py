@@ -7,6 +7,7 @@ import pytest
 
 from klong_rl.cli import load_config
 from klong_rl.errors import UserError
+from klong_rl.sft import load_sft_config
 
 
 def refusal(*overrides: str) -> str:
@@ -83,3 +84,31 @@ def test_the_program_says_it_in_one_line_and_exits_with_2():
     assert answer.stderr.splitlines() == [
         "error: +stage=three is not a stage; use a whole number from 1, for example +stage=3"
     ]
+
+
+SFT_REFUSALS = [
+    ([], ["data= is missing", "JSONL"]),
+    (["data=d", "dataa=x"], ["dataa=x", "did you mean data?"]),
+    (["data=d", "model=nanoo"], ["model=nanoo", "smollm2"]),
+    (["data=d", "actors.count=1"], ["there is no key actors.count"]),
+    (["data=d", "epochs=0"], ["epochs=0", "1 or more"]),
+    (["data=d", "held_out_share=1"], ["held_out_share=1", "below 1"]),
+    (["data=d", "tokens_per_step=64"], ["tokens_per_step=64", "window.max_tokens=128"]),
+    (["data=d", "window.max_tokens=512"], ["window.max_tokens=512", "engine.max_model_len=256"]),
+    (["data=d", "name=a/b"], ["name='a/b'"]),
+    (["data=d", "min_score=high"], ["min_score=high"]),
+]
+
+
+@pytest.mark.parametrize("overrides, parts", SFT_REFUSALS, ids=[" ".join(o) or "nothing" for o, _ in SFT_REFUSALS])
+def test_bad_input_to_a_fine_tuning_is_one_line_too(overrides, parts):
+    with pytest.raises(UserError) as caught:
+        load_sft_config(overrides)
+    message = str(caught.value)
+    assert all(part in message for part in parts) and "\n" not in message
+
+
+def test_a_fine_tuning_learns_at_the_rate_of_its_model_s_cold_start():
+    config = load_sft_config(["data=d", "model=smollm2"])
+    assert (config.learner.optimizer.lr, config.learner.optimizer.warmup_steps) == (1e-4, 4)
+    assert load_sft_config(["data=d", "learner.optimizer.lr=0.5"]).learner.optimizer.lr == 0.5

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from klong_rl.cli import load_config
+from klong_rl.sft import load_sft_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-COMMAND = re.compile(r"python -m klong_rl\.launch ((?:\\\n|[^\n#])*)")
+COMMAND = re.compile(r"python -m klong_rl\.(launch|sft) ((?:\\\n|[^\n#])*)")
+COMPOSE = {"launch": load_config, "sft": load_sft_config}
 
 
 def example(page: str) -> dict:
@@ -33,8 +35,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_accepted(page):
-    for arguments in COMMAND.findall(page.read_text()):
-        load_config([word for word in shlex.split(arguments.replace("\\\n", " ")) if "[" not in word])
+    for entry, arguments in COMMAND.findall(page.read_text()):
+        COMPOSE[entry]([word for word in shlex.split(arguments.replace("\\\n", " ")) if "[" not in word])
 
 
 async def test_the_reward_example_scores(tmp_path):
