@@ -14,7 +14,7 @@ from klong_rl.sft import load_sft_config
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-COMMAND = re.compile(r"python -m klong_rl\.(launch|sft) ((?:\\\n|[^\n#])*)")
+COMMAND = re.compile(r"python -m klong_rl\.(launch|sft) ((?:\\\n|[^\n#`])*)")
 COMPOSE = {"launch": load_config, "sft": load_sft_config}
 
 
