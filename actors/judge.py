@@ -20,11 +20,10 @@ from actors.crew import Crew
 from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
-from klong_rl.advantages import advantage_rule
 from klong_rl.beside import beside
 from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
 from klong_rl.failures import InfrastructureFailure, TaskFailure
-from klong_rl.groups import windows_of
+from klong_rl.groups import to_windows
 from klong_rl.judging.grader import Grader
 from klong_rl.judging.lane import Urgency
 from klong_rl.judging.record import Records
@@ -52,7 +51,7 @@ class JudgeActor:
     async def start(self, owner: str) -> None:
         """Connect, as `owner`, and build the reward that the configuration names."""
         self._owner = owner
-        self._advantages = advantage_rule(self._config.learner)
+        self._to_windows = to_windows(self._config)
         judge, store = self._config.judge, Store(self._settings.run_dir)
         self._grader = Grader(judge, self._config.reward, store, Records(store.folder / "records"), 1 / judge.count)
         self._cleanup.push_async_callback(self._grader.close)
@@ -86,7 +85,7 @@ class JudgeActor:
             await self._judge(job)
             return
         try:
-            await self._buffer.close_group(job, windows_of(await self._buffer.group(job), self._advantages))
+            await self._buffer.close_group(job, self._to_windows(await self._buffer.group(job)))
         except Unknown:
             log.info("group %s was closed by another judge and archived since", job)
         finally:

@@ -224,6 +224,7 @@ class RolloutConfig:
     groups_per_step: int = 4
     group_size: int = 8
     max_staleness: int = 1  # versions
+    cut_episodes: str = "score"  # those that a limit of their stage cut: trained as they scored; or mask, or exclude
     step_timeout_s: float = 1800.0  # waiting for enough finished groups
     recorded: str = ""  # train on the episodes of this archive folder, RUN/archive, and sample none
 

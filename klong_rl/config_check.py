@@ -11,6 +11,7 @@ from klong_rl.advantages import advantage_rule
 from klong_rl.buffer.url import parse as parse_url
 from klong_rl.config import BufferConfig, JudgeConfig, RunConfig, SandboxConfig
 from klong_rl.errors import UserError
+from klong_rl.groups import CUT_RULES
 
 if TYPE_CHECKING:
     from klong_rl.fine_tuning.config import SftConfig
@@ -127,6 +128,8 @@ def _check_stages(config: RunConfig) -> None:
             raise UserError(f"curriculum stage {number}: mix={dict(stage.mix)} needs shares from 0, one above 0")
     if wrong := curriculum.check(config.curriculum.promotion):
         raise UserError(wrong)
+    if config.rollout.cut_episodes not in CUT_RULES:
+        raise UserError(f"rollout.cut_episodes={config.rollout.cut_episodes} is unknown; use one of {CUT_RULES}")
     steps = sum(stage.steps for stage in config.curriculum.stages)
     if config.rollout.recorded and config.rollout.max_staleness < steps:
         raise UserError(

@@ -30,9 +30,7 @@ from typing import Any
 import msgspec
 
 from klong_rl.config import CurriculumConfig, PromotionConfig, StageConfig
-from klong_rl.types import Outcome
-
-CUT = ("timeout", "turn_limit")  # kinds of outcome that a later stage's limits would have put off
+from klong_rl.types import CUT, Outcome
 
 
 class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,6 @@ from typing import Any
 from hydra.utils import instantiate
 
 from klong_rl import gpu_memory, preflight, resume, services
-from klong_rl.advantages import advantage_rule
 from klong_rl.beside import beside
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, BufferAddress
@@ -35,6 +34,7 @@ from klong_rl.config import RunConfig
 from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.fleet import Fleet
+from klong_rl.groups import to_windows
 from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.lives import LearnerLives
 from klong_rl.monitor.metrics import SUMMARY_FILE
@@ -248,8 +248,7 @@ class Launch:
         from actors.rollout import RolloutActor
 
         if self.config.rollout.recorded:
-            rule = advantage_rule(self.config.learner)
-            fleet = RecordedFleet(Path(self.config.rollout.recorded), buffer, rule)
+            fleet = RecordedFleet(Path(self.config.rollout.recorded), buffer, to_windows(self.config))
         else:
             fleet = Fleet(self.config, settings, RolloutActor, JudgeActor, buffer, self.progress.warn)
 

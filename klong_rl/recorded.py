@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow.dataset as ds
 from msgspec.structs import replace
 
-from klong_rl.advantages import Rule
 from klong_rl.buffer import Buffer, Claim
 from klong_rl.buffer.archive import turn_of
 from klong_rl.errors import UserError
-from klong_rl.groups import windows_of
+from klong_rl.groups import ToWindows
 from klong_rl.types import Outcome, Segment, Turn, Verdict
 
 OWNER = "recording"
@@ -73,10 +72,10 @@ def _episode(row: dict[str, Any]) -> RecordedEpisode:
 class RecordedFleet:
     """In the place of a `klong_rl.fleet.Fleet`: one player, in this process. Its weights are nobody's."""
 
-    def __init__(self, archive: Path, buffer: Buffer, advantages: Rule) -> None:
+    def __init__(self, archive: Path, buffer: Buffer, to_windows: ToWindows) -> None:
         self._archive = archive
         self._buffer = buffer
-        self._advantages = advantages
+        self._to_windows = to_windows
         self._player: asyncio.Task | None = None
         self.version = 0
 
@@ -118,7 +117,7 @@ class RecordedFleet:
                     )
                 await self._play_episode(claim, recording[claim.spec.id])
                 while (group := await self._buffer.next_group_to_close()) is not None:
-                    await self._buffer.close_group(group, windows_of(await self._buffer.group(group), self._advantages))
+                    await self._buffer.close_group(group, self._to_windows(await self._buffer.group(group)))
             await asyncio.sleep(LOOK_S)
 
     async def _play_episode(self, claim: Claim, recorded: RecordedEpisode) -> None:

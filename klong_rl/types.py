@@ -152,6 +152,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 # broken: the agent broke its own sandbox.
 # infrastructure: ours to retry elsewhere. task: the task is broken, quarantined.
 TRAINED = ("submitted", "timeout", "turn_limit", "context_limit", "broken")
+CUT = ("timeout", "turn_limit")  # by a limit of the stage, which a later one would have put off
 OUTCOMES = (*TRAINED, "infrastructure", "task")
 
 
