@@ -1,8 +1,8 @@
 """What masking or excluding episodes that a timeout cut does to the gradient. A simulation of the real rule, no model.
 
 A policy chooses between two strategies by one logit: `quick` always ends in time and scores 0.6; `thorough` scores 1.0
-if it ends in time, and 0.3 for what it has by then if it is cut. Its duration is log-normal, so the timeout cuts some of
-it. What the policy should climb is the expected score *under this timeout*; its gradient has a closed form:
+if it ends in time, and 0.3 for what it has by then if it is cut. Its duration is log-normal, so the timeout cuts some
+of it. What the policy should climb is the expected score *under this timeout*; its gradient has a closed form:
 
     J(p) = (1 - p) 0.6 + p ((1 - c) 1.0 + c 0.3),  dJ/dlogit = p (1 - p) (E[score | thorough] - E[score | quick])
 

@@ -1,10 +1,15 @@
-"""Fixtures of integration and chaos tests."""
+"""Settings of all tests, and fixtures of integration and chaos tests."""
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.launched import MINIATURE, LaunchedRun
+
+# No test asserts a time: an example may take as long as a busy machine needs.
+hypothesis.settings.register_profile("klong", deadline=None)
+hypothesis.settings.load_profile("klong")
 
 
 @pytest.fixture(scope="session")

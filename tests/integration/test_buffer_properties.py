@@ -302,7 +302,6 @@ def test_rules_and_redis_agree_whatever_the_callers_do(tmp_path: Path) -> None:
         run = settings(
             max_examples=examples + examples // 2,  # a few have idle steps: enough that LONG ones are `examples`
             stateful_step_count=80,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         )
         run_state_machine_as_test(machine, settings=run)

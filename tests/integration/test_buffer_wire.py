@@ -41,7 +41,7 @@ from tests.unit.test_wire import RECORDS
 pytestmark = pytest.mark.integration
 
 EXAMPLES = int(os.environ.get("KLONG_WIRE_EXAMPLES", "500"))
-many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 FRAMES = [encode(record) for record in RECORDS]
 NUMBERS = [b"", b"-1", b"0", b"1", b"2", b"02", b"1.5", b"1e3", b"nan", b"inf", b" 1", b"0x1", b"9" * 15, b"9" * 16]

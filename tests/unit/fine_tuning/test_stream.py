@@ -71,7 +71,7 @@ def test_a_batch_takes_what_fits(whole):
     assert all(sum(this) + following[0] > 100 for this, following in itertools.pairwise(sizes))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_from_the_position_after_any_batch_the_same_batches_come(whole, data):
     made, batches = whole

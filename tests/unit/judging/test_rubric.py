@@ -160,7 +160,7 @@ def by_recursion(tree: dict, scores: dict[str, float]) -> float:
     return sum(child["weight"] * by_recursion(child, scores) for child in tree["sub_tasks"]) / total
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(trees(), st.randoms(use_true_random=False))
 def test_any_tree_aggregates_as_the_definition_says(tree, random):
     rubric = from_tree(tree)
@@ -168,7 +168,7 @@ def test_any_tree_aggregates_as_the_definition_says(tree, random):
     assert aggregate(rubric, scores)[rubric.nodes[0].id] == pytest.approx(by_recursion(tree, scores))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(trees(), st.integers(0, 4))
 def test_pruning_and_capping_give_trees_that_load(tree, depth):
     rubric = from_tree(tree)
