@@ -156,8 +156,12 @@ class RolloutActor:
             await sandbox.release()
 
     async def _begin(self, claim: Claim) -> Begun:
-        """The sandbox of the episode and its turns so far, within `sandbox.setup_timeout_s`."""
+        """The sandbox of the episode and its turns so far, within `sandbox.setup_timeout_s` once its image is there."""
         limit_s = self._config.sandbox.setup_timeout_s
+        try:
+            await self._sandboxes.prepare(claim.spec.task.image)
+        except InfrastructureFailure as failure:
+            log.warning("%s has a sandbox already, or gets none: %s", claim.spec.id, failure)  # which says so then
         try:
             async with asyncio.timeout(limit_s):
                 return await take_over(self._buffer, self._sandboxes, claim)

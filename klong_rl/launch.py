@@ -32,7 +32,7 @@ from klong_rl.cli import load_config, run_main
 from klong_rl.cold_start import ColdStart
 from klong_rl.config import RunConfig
 from klong_rl.errors import UserError
-from klong_rl.failures import InfrastructureFailure
+from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.fleet import Fleet
 from klong_rl.groups import to_windows
 from klong_rl.interrupt import EXIT_CODES, Interrupts
@@ -78,8 +78,8 @@ def check_machine(config: RunConfig, run_dir: Path) -> None:
         preflight.check_redis_server()
     if config.sandbox.kind == "docker":
         try:
-            asyncio.run(docker.preflight(config.sandbox.image, config.sandbox.hosts))
-        except InfrastructureFailure as failure:
+            asyncio.run(docker.preflight(config.sandbox.image, config.sandbox.hosts, config.sandbox.runtime))
+        except (InfrastructureFailure, TaskFailure) as failure:
             raise UserError(str(failure)) from failure
 
 

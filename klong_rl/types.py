@@ -54,6 +54,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """An instruction, an environment and how it is scored.
 
+    `image` is a tag, or "dockerfile:" and the absolute path of a folder that is built (docs/sandboxes.md).
     `files` maps a path relative to the sandbox's working directory to its content, written before the first turn.
     `secret` is what the reward needs and the agent must not see; it never enters a sandbox or a prompt.
 

@@ -105,6 +105,12 @@ class Sandbox(Protocol):
 class SandboxFactory(Protocol):
     """Makes, finds again and removes the sandboxes of one run."""
 
+    async def prepare(self, image: str) -> None:
+        """Have the image that a task names at hand, built or pulled if need be: before anyone's clock runs.
+
+        Without it `create` does so. Raises TaskFailure where it can't be built, else InfrastructureFailure.
+        """
+
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> Sandbox:
         """A fresh sandbox; `epoch` is the fencing number of the claim that it is made under."""
 

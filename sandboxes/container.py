@@ -22,11 +22,13 @@ from urllib.parse import unquote
 
 import docker
 
+from klong_rl.failures import TaskFailure
 from klong_rl.types import Limits
 
 RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
 JOINED = "container:"  # a network mode: the network namespace of another container, named by its id
 MAIN_PROCESS = ["sleep", "2147483647"]  # 68 years: not every `sleep` knows `infinity`
+CANNOT_RUN = (126, 127)  # exit codes, of Docker's init as of a shell
 MAIN_USER = "65533:65533"  # nobody's
 SUPERVISOR = ["sh", "-s", "klong-supervisor"]
 MAKING, READY = 0, 1  # in place of the epoch of a container that has no episode
@@ -134,6 +136,7 @@ def container_config(run: str, image: str, host: dict[str, Any], environment: Se
 def create(api: docker.APIClient, name: str, config: dict[str, Any], user: str) -> tuple[str, Any]:
     """Create and start a container; its id and the socket of a shell of `user`. Nothing is left where that fails.
 
+    Raises TaskFailure where the image has not even what the main process takes.
     May be repeated: nobody knows of the container before this returns, so one with its name is what an earlier call
     left, and is replaced.
     """
@@ -147,8 +150,11 @@ def create(api: docker.APIClient, name: str, config: dict[str, Any], user: str) 
     try:
         api.start(name)
         return made["Id"], open_shell(api, name, user)
-    except Exception:
+    except Exception as error:
+        state = api.inspect_container(name)["State"]
         remove(api, name)
+        if state["ExitCode"] in CANNOT_RUN and not state["Running"]:
+            raise TaskFailure(f"image {config['Image']} can't run {' '.join(MAIN_PROCESS)}: it needs sleep") from error
         raise
 
 

@@ -31,7 +31,8 @@ from sandboxes.container import EPISODE_LABEL
 from sandboxes.daemon import Daemon
 from sandboxes.docker_sandbox import DockerSandbox
 from sandboxes.egress.containers import Egress
-from sandboxes.host import DockerHost, Found, missing_image
+from sandboxes.host import DockerHost, Found
+from sandboxes.image import folder_of, is_built, missing_image
 from sandboxes.placement import Placement
 
 log = logging.getLogger(__name__)
@@ -41,15 +42,31 @@ T = TypeVar("T")
 PREFLIGHT_S = 10.0
 
 
-async def preflight(image: str, hosts: Sequence[str] = ()) -> None:
-    """Raise InfrastructureFailure, in one line with its remedy, unless every host answers and has `image`."""
-    await asyncio.gather(*(_preflight(image, url) for url in hosts or (None,)))
+async def preflight(image: str, hosts: Sequence[str] = (), runtime: str = "") -> None:
+    """Raise InfrastructureFailure, in one line with its remedy, unless every host answers with `image` and `runtime`.
+
+    Of an image to be built its folder is looked at: TaskFailure where that has no Dockerfile.
+    """
+    await asyncio.gather(*(_preflight(image, url, runtime) for url in hosts or (None,)))
 
 
-async def _preflight(image: str, url: str | None) -> None:
+async def _preflight(image: str, url: str | None, runtime: str) -> None:
     daemon = Daemon(url, threads=1)
+
+    def look(api: docker.APIClient) -> None:
+        known = api.info()["Runtimes"]
+        if runtime and runtime not in known:
+            raise InfrastructureFailure(
+                f"Docker at {daemon.where} has no runtime {runtime!r}, but {', '.join(sorted(known))}: install it and "
+                "name it in /etc/docker/daemon.json, or set sandbox.runtime="
+            )
+        if not is_built(image):
+            api.inspect_image(image)
+
     try:
-        await daemon.once(f"looking for image {image}", lambda api: api.inspect_image(image), deadline_s=PREFLIGHT_S)
+        if is_built(image):
+            folder_of(image)
+        await daemon.once(f"looking for image {image}", look, deadline_s=PREFLIGHT_S)
     except docker.errors.NotFound:
         raise InfrastructureFailure(missing_image(image, daemon.where)) from None
     finally:
@@ -107,6 +124,10 @@ class DockerSandboxes:
         """
         async with self._placement.choose(image) as host:
             return await host.create(episode, epoch, image, limits)
+
+    async def prepare(self, image: str) -> None:
+        """See `sandboxes.base.SandboxFactory`: on every host, since any may be chosen. One that is away is left out."""
+        await self._of_each_host(lambda host: host.prepare(image))
 
     async def adopt(self, episode: str) -> DockerSandbox | None:
         """The episode's container of the highest epoch; see `sandboxes.base.SandboxFactory`.

@@ -23,6 +23,7 @@ from sandboxes.docker_sandbox import AWAY_S, CLOSE_S, DockerSandbox, Place
 from sandboxes.egress import containers as egress_containers
 from sandboxes.egress.containers import Egress
 from sandboxes.gate import Gate
+from sandboxes.image import Images, missing_image
 from sandboxes.pool import WarmPool
 from sandboxes.shell import ATTEMPTS
 
@@ -83,11 +84,12 @@ class DockerHost:
         self._place = Place(daemon, run, user, workdir, egress)
         self._hardening = hardening
         self._gate = Gate(create_concurrency)
+        self._images = Images(daemon, egress.via)
         self.pool: WarmPool[Kind, DockerSandbox] = WarmPool(warm, self._gate, self._make_spare, self._remove_unowned)
 
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> DockerSandbox:
         """See DockerSandboxes."""
-        kind, name = Kind(image, limits), container_name(self._run, episode, epoch)
+        kind, name = Kind(await self.prepare(image), limits), container_name(self._run, episode, epoch)
         while spare := self._take_spare(kind):
             try:
                 await spare.hand_out(name)
@@ -98,6 +100,10 @@ class DockerHost:
                     raise
                 log.warning("a sandbox made ahead can't be handed out: %s", failure)
         return await self._make(kind, name)
+
+    async def prepare(self, image: str) -> str:
+        """What Docker calls an image here, built or pulled if need be. A snapshot is here or nowhere."""
+        return image if is_snapshot(image) else await self._images.ready(image)
 
     def _take_spare(self, kind: Kind) -> DockerSandbox | None:
         """A snapshot is one episode's: nobody asks for it a second time, so none is made ahead."""
@@ -131,6 +137,7 @@ class DockerHost:
                 f"creating {name} from {kind.image}", lambda api: self._create(api, kind, name), deadline_s=CREATE_S
             )
         except docker.errors.NotFound:
+            self._images.forget_all()
             raise InfrastructureFailure(missing_image(kind.image, self.where)) from None
         sandbox = DockerSandbox(self._place, made, name, proxy)
         try:
@@ -262,8 +269,3 @@ class DockerHost:
         """Remove what was made ahead, and let go of the daemon."""
         await self.pool.close()
         self._daemon.close()
-
-
-def missing_image(image: str, where: str) -> str:
-    """The failure and its remedy."""
-    return f"Docker at {where} has no image {image!r}: make the default one with `make image`, or pull or build it"

@@ -52,6 +52,9 @@ class ProcessSandboxes:
         base = Path(root) if root else Path(tempfile.gettempdir()) / f"klong-sandboxes-{os.getuid()}"
         self.folder = base.absolute() / quote(run, safe="")
 
+    async def prepare(self, image: str) -> None:
+        """Nothing: the host is the image."""
+
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> ProcessSandbox:
         """A fresh directory, copied from `image` where that is a snapshot's path; an older epoch's is removed."""
         sandbox = ProcessSandbox(self, episode)
