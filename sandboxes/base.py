@@ -45,16 +45,22 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `exit_code` is None when the shell could not report one: the command timed out, took its own shell down, or was
     `interrupted`: its container or the way to it was lost. Then it may have run in part, or to its end.
-    `output` is stdout and stderr interleaved as a terminal shows them, UTF-8 with U+FFFD for what isn't, and, when
-    `truncated`, its first and last bytes around a note of how many are missing.
+    `stdout` holds both streams as a terminal shows them, unless they were asked for apart. Of a stream that was
+    `truncated`, it is the first and last bytes around a note of how many are missing.
     """
 
     exit_code: int | None
-    output: str
+    stdout: bytes
+    stderr: bytes = b""
     truncated: bool
     timed_out: bool
     seconds: float  # wall-clock, from sending the command to its reply
     interrupted: bool = False
+
+    @property
+    def output(self) -> str:
+        """All that was printed, as UTF-8 with U+FFFD for what isn't."""
+        return (self.stdout + self.stderr).decode("utf-8", "replace")
 
 
 class Sandbox(Protocol):
@@ -62,8 +68,23 @@ class Sandbox(Protocol):
 
     episode: str
 
-    async def exec(self, command: str, *, timeout_s: float, output_limit: int = 16384) -> ExecResult:
-        """Run any text as a shell command, stdin empty; killed with its process group after `timeout_s`."""
+    async def exec(
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        output_limit: int = 16384,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+        cwd: str = "",
+        apart: bool = False,
+    ) -> ExecResult:
+        """Run any text as a shell command; killed with all that it began after `timeout_s`.
+
+        With `env` (variables beside the session's) or `cwd` (relative to the session's directory) the command is on its
+        own: what it exports and where it goes doesn't carry over. With `apart`, stderr is kept apart from stdout, and
+        `output_limit` bytes at most of each; its file counts as a file of the sandbox's, against its limits.
+        """
 
     async def write(self, path: str, data: bytes) -> None:
         """Write one file, as `write_many`."""

@@ -14,6 +14,7 @@ to the terminal: file contents travel on a lane of their own, where no command w
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 import shlex
@@ -21,6 +22,7 @@ from typing import NamedTuple, Protocol
 
 TERMINAL = 1  # what commands print, and the end mark of a command
 DATA = 2  # file contents and replies of the supervisor
+AGAIN_S = 0.5  # between two lines that end a call early: the first may come before there is anything to end
 BACKLOG_BYTES = 1 << 16  # of what background processes print between two commands; as much as a pipe holds
 
 _STATUS_DIGITS = 3
@@ -130,11 +132,20 @@ class Channel:
         self.broken = False
 
     async def call(
-        self, function: str, *args: str, deadline_s: float, lane: int, limit: int = 1 << 16, before: bytes = b""
+        self,
+        function: str,
+        *args: str,
+        deadline_s: float,
+        lane: int,
+        limit: int = 1 << 16,
+        before: bytes = b"",
+        end_after_s: float = math.inf,
+        end: bytes = b"",
     ) -> Reply:
         """Send `before`, then call a shell function with a fresh nonce and `args`, any text but NUL each.
 
-        Raises ChannelLost when the shell dies or gives no reply within `deadline_s` seconds.
+        After `end_after_s` seconds without a reply `end` is sent, a line that has the call end early, and then again
+        until it does. Raises ChannelLost when the shell dies or gives no reply within `deadline_s` seconds.
         """
         nonce = secrets.token_hex(8)
         reader = ReplyReader(nonce, limit)
@@ -142,7 +153,7 @@ class Channel:
         try:
             async with asyncio.timeout(deadline_s):
                 await self._stream.send(before + line.encode("utf-8", "replace"))
-                status = await self._reply(reader, lane)
+                status = await self._reply(reader, lane, end_after_s, end)
         except TimeoutError:
             self.close()
             raise self._lost(reader, f"no reply to {function} within {deadline_s:g} s", silent=True) from None
@@ -154,11 +165,23 @@ class Channel:
             raise
         return Reply(status, *reader.output())
 
-    async def _reply(self, reader: ReplyReader, lane: int) -> int:
+    async def _reply(self, reader: ReplyReader, lane: int, end_after_s: float, end: bytes) -> int:
+        clock = asyncio.get_running_loop().time
+        end_at = clock() + end_after_s
         if lane == TERMINAL:
             reader.feed(self._backlog)
             self._backlog = b""
-        while (chunk := await self._stream.recv()) is not None:
+        while True:
+            try:
+                async with asyncio.timeout_at(end_at):
+                    chunk = await self._stream.recv()
+            except TimeoutError:
+                chunk = (lane, b"")
+            if clock() >= end_at:  # a flood gives the timeout above no chance
+                end_at = clock() + AGAIN_S
+                await self._stream.send(end)
+            if chunk is None:
+                raise ConnectionResetError("its stream ended")
             came_on, data = chunk
             if came_on != lane:
                 if came_on == TERMINAL:
@@ -169,7 +192,6 @@ class Channel:
                 if lane == TERMINAL:
                     self._backlog = reader.rest[-BACKLOG_BYTES:]
                 return status
-        raise ConnectionResetError("its stream ended")
 
     def _lost(self, reader: ReplyReader, reason: str, *, silent: bool) -> ChannelLost:
         output, truncated = reader.output()

@@ -24,13 +24,13 @@ import docker
 
 from klong_rl.failures import TaskFailure
 from klong_rl.types import Limits
+from sandboxes.supervisor import COMMAND
 
 RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
 JOINED = "container:"  # a network mode: the network namespace of another container, named by its id
 MAIN_PROCESS = ["sleep", "2147483647"]  # 68 years: not every `sleep` knows `infinity`
 CANNOT_RUN = (126, 127)  # exit codes, of Docker's init as of a shell
 MAIN_USER = "65533:65533"  # nobody's
-SUPERVISOR = ["sh", "-s", "klong-supervisor"]
 MAKING, READY = 0, 1  # in place of the epoch of a container that has no episode
 SNAPSHOT_REPOSITORY = "klong-snapshot"
 # Docker's own list, which one that is given replaces.
@@ -133,8 +133,15 @@ def container_config(run: str, image: str, host: dict[str, Any], environment: Se
     }
 
 
-def create(api: docker.APIClient, name: str, config: dict[str, Any], user: str) -> tuple[str, Any]:
-    """Create and start a container; its id and the socket of a shell of `user`. Nothing is left where that fails.
+class Shell(NamedTuple):
+    """What enters a container by exec."""
+
+    user: str
+    environment: dict[str, str]  # beside the image's
+
+
+def create(api: docker.APIClient, name: str, config: dict[str, Any], shell: Shell) -> tuple[str, Any]:
+    """Create and start a container; its id and the socket of a shell in it. Nothing is left where that fails.
 
     Raises TaskFailure where the image has not even what the main process takes.
     May be repeated: nobody knows of the container before this returns, so one with its name is what an earlier call
@@ -149,7 +156,7 @@ def create(api: docker.APIClient, name: str, config: dict[str, Any], user: str) 
         made = api.create_container_from_config(config, name)
     try:
         api.start(name)
-        return made["Id"], open_shell(api, name, user)
+        return made["Id"], open_shell(api, name, shell)
     except Exception as error:
         state = api.inspect_container(name)["State"]
         remove(api, name)
@@ -158,13 +165,13 @@ def create(api: docker.APIClient, name: str, config: dict[str, Any], user: str) 
         raise
 
 
-def open_shell(api: docker.APIClient, name: str, user: str) -> Any:
+def open_shell(api: docker.APIClient, name: str, shell: Shell) -> Any:
     """The socket of a new shell. May be repeated: a shell whose socket is lost reads the end of its input and ends."""
-    made = api.exec_create(name, SUPERVISOR, stdin=True, user=user)
+    made = api.exec_create(name, COMMAND, stdin=True, user=shell.user, environment=shell.environment)
     return api.exec_start(made["Id"], socket=True)
 
 
-def restart(api: docker.APIClient, name: str, user: str) -> tuple[Any, bool]:
+def restart(api: docker.APIClient, name: str, shell: Shell) -> tuple[Any, bool]:
     """End all processes and start the container again; the socket of a shell, and whether the container had stopped.
 
     A container whose network namespace it joins is started first, if it stopped too: Docker asks for it. May be
@@ -174,7 +181,7 @@ def restart(api: docker.APIClient, name: str, user: str) -> tuple[Any, bool]:
     if other := joined(found):
         api.start(other)
     api.restart(name, timeout=0)
-    return open_shell(api, name, user), not found["State"]["Running"]
+    return open_shell(api, name, shell), not found["State"]["Running"]
 
 
 def joined(found: dict[str, Any]) -> str:

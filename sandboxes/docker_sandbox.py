@@ -18,6 +18,7 @@ from sandboxes.daemon import Daemon, Refused
 from sandboxes.egress.containers import Egress, proxy_name, remove_proxies
 from sandboxes.shell import ShellSandbox
 from sandboxes.stream import AttachedStream
+from sandboxes.supervisor import Paths, executor_environment
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ SNAPSHOT_S = AWAY_S + 300.0
 
 STATE = "/tmp/.klong-state"  # in the container's own layer: a restart and a snapshot keep it
 RUNNING = "/dev/shm/.klong-running"  # in memory: a process group's number means nothing after a restart
+SUPERVISOR_MARK = "klong-supervisor"
 
 
 class Place(NamedTuple):
@@ -39,12 +41,20 @@ class Place(NamedTuple):
     workdir: str
     egress: Egress
 
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.workdir, STATE, RUNNING)
+
+    @property
+    def shell(self) -> container.Shell:
+        return container.Shell(self.user, executor_environment(self.paths, SUPERVISOR_MARK))
+
 
 class DockerSandbox(ShellSandbox):
     """One container, which has `name` as long as this is its owner. `proxy` is the id of its way out, if it has one."""
 
     def __init__(self, place: Place, container_id: str, name: str, proxy: str = "") -> None:
-        super().__init__(parse_name(name).episode, work=place.workdir, state=STATE, running=RUNNING, alone=True)
+        super().__init__(parse_name(name).episode, place.paths, alone=True)
         self._place = place
         self._id = container_id
         self._proxy = proxy
@@ -76,15 +86,15 @@ class DockerSandbox(ShellSandbox):
             await self._reopen(silent=False)
 
     async def _join(self) -> AttachedStream:
-        user = self._place.user
+        shell = self._place.shell
         return AttachedStream(
-            await self._call("opening a shell in", lambda api: container.open_shell(api, self.name, user), RESTART_S)
+            await self._call("opening a shell in", lambda api: container.open_shell(api, self.name, shell), RESTART_S)
         )
 
     async def _restart(self) -> tuple[AttachedStream, bool]:
-        user = self._place.user
+        shell = self._place.shell
         sock, had_stopped = await self._call(
-            "restarting", lambda api: container.restart(api, self.name, user), RESTART_S
+            "restarting", lambda api: container.restart(api, self.name, shell), RESTART_S
         )
         return AttachedStream(sock), had_stopped
 

@@ -161,7 +161,7 @@ class DockerHost:
             egress_containers.environment() if proxy else (),
         )
         try:
-            return *container.create(api, name, config, self._place.user), proxy
+            return *container.create(api, name, config, self._place.shell), proxy
         except Exception:
             if proxy:
                 container.remove(api, proxy)

@@ -28,6 +28,7 @@ from klong_rl.types import Limits
 from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
 from sandboxes.channel import DATA, TERMINAL
 from sandboxes.shell import ShellSandbox
+from sandboxes.supervisor import COMMAND, Paths, executor_environment
 
 RECV_BYTES = 1 << 16
 KILL_S = 10.0
@@ -102,13 +103,8 @@ class ProcessSandbox(ShellSandbox):
         self.folder = factory.folder / name
         self.snapshots = factory.folder / SNAPSHOTS / name
         self._me = secrets.token_hex(8)
-        super().__init__(
-            episode,
-            work=str(self.folder / "work"),
-            state=str(self.folder / "state"),
-            running=str(self.folder / "running"),
-            alone=False,
-        )
+        self._paths = Paths(*(str(self.folder / name) for name in Paths._fields))
+        super().__init__(episode, self._paths, alone=False)
 
     async def open(self) -> None:
         """Become the owner of the directory that was just made, and open its first shell."""
@@ -138,7 +134,8 @@ class ProcessSandbox(ShellSandbox):
     async def _join(self) -> PipeStream:
         await self._check_owner()
         mine = {MARK: str(self.folder), "HOME": self._work}
-        return await PipeStream.start(str(self.folder), cwd=self._work, env={**_environment(), **mine})
+        executor = executor_environment(self._paths, f"klong-supervisor:{self.folder}")
+        return await PipeStream.start(cwd=self._work, env={**_environment(), **mine, **executor})
 
     async def _restart(self) -> tuple[PipeStream, bool]:
         await self._check_owner()
@@ -246,12 +243,12 @@ class PipeStream:
         }
 
     @classmethod
-    async def start(cls, folder: str, *, cwd: str, env: dict[str, str]) -> PipeStream:
-        """A supervisor of the sandbox in `folder`: that stands in its command line, see sandboxes.supervisor."""
+    async def start(cls, *, cwd: str, env: dict[str, str]) -> PipeStream:
+        """The shells of sandboxes.supervisor, by one more: for a command `$PPID` must not be this process."""
         pipe = asyncio.subprocess.PIPE
         try:
             process = await asyncio.create_subprocess_exec(
-                "sh", "-s", f"klong-supervisor:{folder}",
+                "sh", "-c", '"$@"; exit', "sh", *COMMAND,
                 cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True,
             )  # fmt: skip
         except OSError as error:

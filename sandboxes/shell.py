@@ -1,18 +1,22 @@
 """A sandbox behind a supervising shell: what Docker containers and bare processes have in common.
 
-The supervisor is a POSIX `sh` that reads functions and calls from its stdin and never runs a command of the agent
-itself. Each command gets a child in a process group of its own (`timeout` makes it, and kills all of it), so that
-`exit`, `exec`, `kill -9 $$`, an unfinished quote or an endless loop end that child only:
+Two shells stand by in a sandbox. The supervisor reads functions and calls from its stdin, is free at all times, and
+runs nothing of the agent's. The executor forks itself for each command: so a command costs a fork, and `exit`, `exec`,
+an unfinished quote or an endless loop end the fork alone:
 
-    Channel ──stdin──▶ supervisor ──▶ timeout -s KILL T ──▶ bash or sh: load state · eval command · save state
-            ◀─lane 1── (terminal) ◀───────────────────────────┘ stdout and stderr, one pipe
+    Channel ──stdin──▶ supervisor ─pipe─▶ executor ──▶ its fork: load state · eval command · save state
+            ◀─lane 1── (terminal) ◀────── end mark ◀─────────────────┘ stdout and stderr, one pipe
             ◀─lane 2── (data) file contents, replies of the supervisor
 
-The state is the working directory and the exported environment, in a file that lives in the sandbox: it survives
-the supervisor, a restart, a snapshot and a change of owner. A command that is killed leaves the state before it.
+Each command has a process group of its own. When its time is up, the channel tells the supervisor, which kills it with
+all that it began. When the owner is gone, the supervisor sees the end of its stdin, and bounds the command by itself.
+In a command `$$` is the executor, as in any shell that is kept open: a command that kills it takes its shell down.
 
-When the supervisor itself goes (the agent may kill, stop or starve it; its host may restart), the ladder is: open
-another; if that fails or the old one was silent, restart the whole sandbox: its processes end, its files stay.
+The state is the working directory and the exported environment, in a file that lives in the sandbox: it survives
+the shells, a restart, a snapshot and a change of owner. A command that is killed leaves the state before it.
+
+When one of the two goes (the agent may kill, stop or starve it; its host may restart), the ladder is: open others; if
+that fails or the old ones were silent, restart the whole sandbox: its processes end, its files stay.
 
 An adopter first makes itself the owner in its host's books, then opens its supervisor, which ends all others. An
 earlier owner that opens one looks into the books before it uses it. So either it sees that it lost the sandbox, or its
@@ -22,19 +26,18 @@ supervisor was there when the adopter's ended all others.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import logging
 import math
 import posixpath
-import tarfile
+import sys
 import time
 from abc import ABC, abstractmethod
 
 from klong_rl.failures import EpisodeFailure
 from sandboxes.base import Adopted, AgentFailure, ExecResult, HostAway, InfrastructureFailure, TaskFailure
 from sandboxes.channel import DATA, TERMINAL, Channel, ChannelLost, Reply, Stream
-from sandboxes.supervisor import NOT_A_FILE, WAS_KILLED, supervisor_script
+from sandboxes.command import as_sent, pack, upload
+from sandboxes.supervisor import KILL_LINE, NOT_A_FILE, WAS_KILLED, Paths, supervisor_script
 
 log = logging.getLogger(__name__)
 
@@ -42,34 +45,18 @@ GRACE_S = 15.0  # past a command's own timeout: what a loaded host may take to k
 OPEN_S = 30.0  # for a fresh supervisor to say that it is ready
 FILES_S = 120.0  # for one `read` or `write_many`
 HALT_S = 10.0  # then the sandbox is restarted, which ends everything too
-ARG_BYTES = 96 * 1024  # Linux takes 128 KiB in one argument; longer commands go through a file
-UPLOAD_BYTES = 768 * 1024  # of a tar file in one shell word, 1 MiB as base64: bounds the supervisor's memory
 KILLED = 128 + 9
 ATTEMPTS = 2  # a shell lost once may be its host's doing; lost twice in a row, with its host up, it is the sandbox's
-
-
-def pack(files: dict[str, bytes]) -> bytes:
-    """A tar file of `files`; ValueError for a path that is absolute, empty or leaves the directory."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, data in files.items():
-            normal = posixpath.normpath(path)
-            if posixpath.isabs(path) or normal == "." or normal.split("/")[0] == ".." or "\0" in path:
-                raise ValueError(f"path {path!r} is not inside the working directory: give one relative to it")
-            entry = tarfile.TarInfo(normal)
-            entry.size, entry.mode, entry.mtime = len(data), 0o644, int(time.time())
-            tar.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 class ShellSandbox(ABC):
     """`sandboxes.base.Sandbox` over a supervising shell; a host says how to reach one."""
 
-    def __init__(self, episode: str, *, work: str, state: str, running: str, alone: bool) -> None:
+    def __init__(self, episode: str, paths: Paths, *, alone: bool) -> None:
         self.episode = episode
-        self._work = work
-        self._state = state
-        self._script = supervisor_script(work=work, state=state, running=running, alone=alone).encode()
+        self._work = paths.work
+        self._state = paths.state
+        self._script = supervisor_script(paths, alone=alone).encode()
         self._channel: Channel | None = None
         self._closed = False
         self._acted = False  # has an agent run anything in it?
@@ -92,30 +79,39 @@ class ShellSandbox(ABC):
     async def _remove(self) -> None:
         """End every process and remove every file of the sandbox; fine if it is gone already."""
 
-    async def exec(self, command: str, *, timeout_s: float, output_limit: int = 16384) -> ExecResult:
+    async def exec(
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        output_limit: int = 16384,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+        cwd: str = "",
+        apart: bool = False,
+    ) -> ExecResult:
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s is {timeout_s}: a command needs a positive, finite timeout")
-        command = command.replace("\0", "")  # no argument can hold it, and shells drop it from scripts too
-        upload = b""
-        if len(text := command.encode("utf-8", "replace")) > ARG_BYTES:
-            upload, command = self._as_file(text)
+        text, before = as_sent(command, self._state, stdin=stdin, env=env or {}, cwd=cwd, apart=apart)
         async with self._lock:
             channel = await self._ready()
             self._acted = True
             started = time.monotonic()
             try:
                 reply = await channel.call(
-                    "klong_exec", f"{max(timeout_s, 0.001):.3f}", command,
-                    deadline_s=timeout_s + GRACE_S, lane=TERMINAL, limit=output_limit, before=upload,
+                    "klong_exec", f"{timeout_s:.3f}", text, deadline_s=timeout_s + GRACE_S, lane=TERMINAL,
+                    limit=output_limit, before=before, end_after_s=timeout_s, end=KILL_LINE,
                 )  # fmt: skip
             except ChannelLost as lost:
                 return await self._after_loss(lost, time.monotonic() - started)
             seconds = time.monotonic() - started
+            errors = await self._stderr(output_limit) if apart else Reply(0, b"", False)
         timed_out = reply.status == KILLED and seconds >= timeout_s
         return ExecResult(
             exit_code=None if timed_out else reply.status,
-            output=reply.output.decode("utf-8", "replace"),
-            truncated=reply.truncated,
+            stdout=reply.output,
+            stderr=errors.output,
+            truncated=reply.truncated or errors.truncated,
             timed_out=timed_out,
             seconds=seconds,
         )
@@ -128,7 +124,7 @@ class ShellSandbox(ABC):
             return
         archive = pack(files)
         async with self._lock:
-            reply = await self._files("klong_unpack", before=self._upload(archive))
+            reply = await self._files("klong_unpack", before=upload(archive, f"{self._state}.upload"))
         if reply.status != 0:
             reason = reply.output.decode("utf-8", "replace").strip()
             blame = AgentFailure if self._acted else TaskFailure
@@ -146,16 +142,18 @@ class ShellSandbox(ABC):
             raise AgentFailure(f"{full} in the sandbox of {self.episode} can't be read: status {reply.status}")
         return reply.output
 
+    async def _stderr(self, limit: int) -> Reply:
+        path = f"{self._state}.stderr"
+        reply = await self._files("klong_read", str(sys.maxsize), path, limit=limit)
+        if reply.status != 0:
+            raise AgentFailure(f"{path} in the sandbox of {self.episode} can't be read: status {reply.status}")
+        return reply
+
     async def halt(self) -> None:
         async with self._lock:
             reply = await self._files("klong_halt", deadline_s=HALT_S)
         if reply.status != 0:
             raise AgentFailure(f"the state of the shell in the sandbox of {self.episode} can't be removed")
-
-    def _upload(self, data: bytes) -> bytes:
-        chunks = [data[start : start + UPLOAD_BYTES] for start in range(0, len(data), UPLOAD_BYTES)]
-        parts = [b"klong_part '" + base64.b64encode(chunk) + b"'\n" for chunk in chunks]
-        return b'rm -rf "$klong_upload"; true > "$klong_upload"\n' + b"".join(parts)
 
     async def _files(
         self, function: str, *args: str, deadline_s: float = FILES_S, limit: int = 1 << 16, before: bytes = b""
@@ -170,21 +168,12 @@ class ShellSandbox(ABC):
         blame = InfrastructureFailure if from_outside else AgentFailure
         raise blame(f"the shell of {self.episode} died twice in {function}: {cause}") from cause
 
-    def _as_file(self, command: bytes) -> tuple[bytes, str]:
-        """The upload and the short command that run one too long for an argument, or say that it didn't fit."""
-        path = f"{self._state}.upload"
-        short = (
-            f'if [ "$(wc -c < {path})" -eq {len(command)} ]; then . {path}; '
-            f"else echo 'no room for a command of {len(command)} bytes' >&2; false; fi"
-        )
-        return self._upload(command), short
-
     async def _after_loss(self, lost: ChannelLost, seconds: float) -> ExecResult:
         interrupted = await self._reopen(silent=lost.silent) and not lost.silent
-        note = "\n[the command took its shell down; files are kept, processes may be gone]\n"
+        note = b"\n[the command took its shell down; files are kept, processes may be gone]\n"
         return ExecResult(
             exit_code=None,
-            output=lost.output.decode("utf-8", "replace") + ("" if interrupted else note),
+            stdout=lost.output + (b"" if interrupted else note),
             truncated=lost.truncated,
             timed_out=lost.silent,
             seconds=seconds,

@@ -1,37 +1,46 @@
-"""The shell text that makes a plain `sh` the supervisor of a sandbox: see sandboxes.shell for what calls it.
+"""The shell text that a sandbox's two shells run: see sandboxes.shell for what calls it, and for a picture.
 
-A supervising shell is started as `sh -s SUPERVISOR_MARK`, which shows in its command line: so the next one finds it,
-whoever opened it, and ends it. POSIX's corners: dash takes `kill -s KILL -- -N` and `kill -0 -N` but not
-`kill -KILL -- -N`; and `true > file` is not `: > file`, since a POSIX shell exits where the redirection of a special
-built-in fails.
+The executor runs the commands: bash where there is one, each command in a fork of it that has a process group of its
+own (`set -m`); in an image without bash, each in a new `sh`, by `setsid`. The supervisor is started by the executor as
+`sh -s SUPERVISOR_MARK`, which shows in its command line: so the next one finds it, whoever opened it, and ends it.
+
+POSIX's corners: dash takes `kill -s KILL -- -N` and `kill -0 -N` but not `kill -KILL -- -N`; and `true > file` is not
+`: > file`, since a POSIX shell exits where the redirection of a special built-in fails.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+from typing import NamedTuple
 
 NOT_A_FILE = 66  # EX_NOINPUT, what klong_read answers
 WAS_KILLED = 1  # what klong_take answers: see there
+KILL_LINE = b"klong_kill\n"
 
 # klong_open: is all there that a supervisor needs?
-# klong_exec: a command whose time is up goes with all that it began: `timeout` kills its group, klong_end_strays what
-#   left the group. Those are the orphans that are no older than the command, then the orphans that these leave, and
-#   so on. What an older background job starts meanwhile has that job as its parent. Only where all processes are the
-#   sandbox's own (klong_alone): on a bare host the orphans are anyone's.
-# klong_halt: end all that runs and forget the shell's state: no agent's code runs from here on, but by a command.
-# klong_take: from here on this is the sandbox's only supervisor. Ends the others, then the command that one of them
-#   left running: in this order, since a command that starts meanwhile first writes its group to klong_running and then
-#   looks whether its supervisor lives (see PROLOG). Whichever way round, it is killed or never begins. Answers
-#   WAS_KILLED if the earlier supervisor is gone in the middle of a command. One whose connection is lost lives on to
-#   the end of its command, and then notes that, so only a signal from inside the sandbox leaves it like this.
+# klong_exec: hand a command over to the executor, which reports its end. Meanwhile the supervisor takes klong_kill.
+# klong_kill: a command whose time is up goes with all that it began: its group, and by klong_end_strays what left the
+#   group. Those are the orphans that are no older than the command, then the orphans that these leave, and so on. What
+#   an older background job starts meanwhile has that job as its parent. Only where all processes are the sandbox's own
+#   (klong_alone): on a bare host the orphans are anyone's. It does nothing between two commands, and says nothing: the
+#   executor reports the end. What is sent after it waits until it is done.
+# klong_lost: whoever sent the command is gone. It goes on to its end, or to its timeout. Another executor's command may
+#   be running by now: that is its owner's.
+# klong_halt: end all that runs and forget the shell's state: no agent's code runs from here on, but by a command. The
+#   executor is spared: the supervisor's parent, or in a shell that knows no lastpipe its sibling.
+# klong_take: from here on this is the sandbox's only supervisor. Ends the others with their executors, then the command
+#   that one of them left running: in this order, since a command that starts meanwhile first writes its group to
+#   klong_running and then looks whether its executor lives (see CHILD). Whichever way round, it is killed or never
+#   begins. Answers WAS_KILLED if that command's executor is gone: one whose connection is lost lives on to the end of
+#   its command, and then notes that, so only a signal from inside the sandbox leaves it like this.
 SUPERVISOR = r"""
-exec 3>&2 2>/dev/null
-klong_end() { printf '\036%s %s\036' "$1" "$2"; }
+exec 3>&2 4>&1 1>/dev/null 2>/dev/null
+klong_end() { printf '\036%s %s\036' "$1" "$2" >&3; }
 klong_open() {
   command -v timeout && command -v base64 && command -v tar && cd "$klong_work"
-  klong_end "$1" $? >&3
-} >/dev/null
+  klong_end "$1" $?
+}
 klong_alive() { klong_line=; read -r klong_line < "/proc/$1/cmdline"; [ "$klong_line" = "$klong_name" ]; }
 klong_wait() {  # klong_wait TEST ARG: until it fails, 0.5 s at most
   klong_tries=0
@@ -40,17 +49,17 @@ klong_wait() {  # klong_wait TEST ARG: until it fails, 0.5 s at most
     klong_tries=$((klong_tries + 1))
   done
 }
-klong_ticks() {  # klong_now: hundredths of a second since the host started, as /proc/PID/stat has them
-  read -r klong_up klong_rest < /proc/uptime
-  klong_now=$((${klong_up%.*} * 100 + 1${klong_up#*.} - 100))
+klong_stat() {  # klong_state, klong_parent and klong_began of the process in the directory $1
+  klong_last=
+  while read -r klong_line; do klong_last=$klong_line; done < "$1/stat"  # a name may take several lines
+  set -- ${klong_last##*) }
+  klong_state_of=$1 klong_parent=$2 klong_group=$3 klong_began=${20}
 }
 klong_kill_orphans() {  # those that began at $1 or later; false if there were none
   klong_found=1
   for klong_proc in /proc/[0-9]*; do
-    klong_last=
-    while read -r klong_line; do klong_last=$klong_line; done < "$klong_proc/stat"  # a name may take several lines
-    set -- "$1" ${klong_last##*) }  # then $2 is its state, $3 its parent, ${21} when it began
-    if [ "$3" = 1 ] && [ "$2" != Z ] && [ "${21}" -ge "$1" ]; then
+    klong_stat "$klong_proc"
+    if [ "$klong_parent" = 1 ] && [ "$klong_state_of" != Z ] && [ "$klong_began" -ge "$1" ]; then
       kill -s KILL "${klong_proc#/proc/}"
       klong_found=0
     fi
@@ -68,104 +77,181 @@ klong_end_strays() {
     klong_tries=$((klong_tries + 1))
   done
 }
-klong_others_run() {
+klong_kill_all() {  # but this shell, its executor and other users' processes; false if there were none
+  klong_found=1
   for klong_proc in /proc/[0-9]*; do
-    if [ "$klong_proc" != /proc/$$ ] && [ -O "$klong_proc" ]; then return 0; fi
+    klong_stat "$klong_proc"
+    klong_pid=${klong_proc#/proc/}
+    if [ "$klong_pid" != $$ ] && [ "$klong_pid" != $PPID ] && [ "$klong_parent" != $PPID ] && [ -O "$klong_proc" ] &&
+      [ "$klong_state_of" != Z ]; then
+      kill -s KILL "$klong_pid"
+      klong_found=0
+    fi
   done
-  return 1
+  return $klong_found
 }
 klong_halt() {
-  if [ "$klong_alone" ]; then
-    kill -s KILL -- -1  # all at once but this shell and other users' processes
-    klong_wait klong_others_run
+  klong_tries=0
+  while [ "$klong_alone" ] && klong_kill_all; do
+    if [ $klong_tries -ge 50 ]; then kill -s KILL -- -1; fi  # they fork faster: all at once, the executor too
+    klong_tries=$((klong_tries + 1))
+    sleep 0.01
+  done
+  rm -rf "$klong_state" "$klong_state".* "$klong_running" "$klong_running".*
+  klong_end "$1" $?
+}
+klong_note() {  # of the command that runs: klong_job, its group; klong_up, when it began; klong_executor, its shell
+  klong_job= klong_up= klong_executor=
+  if [ -f "$klong_running" ]; then read -r klong_job klong_up klong_executor < "$klong_running"; fi
+  [ "$klong_job" ]
+}
+klong_kill() {
+  if klong_note; then
+    kill -s KILL -- "-$klong_job"
+    klong_wait kill -0 "-$klong_job"
+    klong_end_strays $((${klong_up%.*} * 100 + 1${klong_up#*.} - 100))  # in hundredths of a second, as /proc/PID/stat
   fi
-  rm -rf "$klong_state" "$klong_state.new" "$klong_upload" "$klong_running"
-  klong_end "$1" $? >&3
+  kill -s CONT $PPID  # the agent may have stopped it
+}
+klong_lost() {
+  klong_tries=0
+  while klong_note && [ "$klong_executor" = $PPID ]; do
+    if [ $klong_tries -ge ${klong_timeout%.*} ]; then
+      klong_kill
+      return
+    fi
+    sleep 1
+    klong_tries=$((klong_tries + 1))
+  done
 }
 klong_take() {
-  klong_others= klong_group= klong_status=0
+  klong_status=0 klong_line=
+  if klong_note && ! { read -r klong_line < "/proc/$klong_executor/cmdline" && [ "$klong_line" ]; }; then
+    klong_status=1
+  fi
   for klong_proc in /proc/[0-9]*; do
     klong_proc=${klong_proc#/proc/}
     if [ "$klong_proc" != $$ ] && klong_alive "$klong_proc"; then
-      klong_others=yes
-      kill -s KILL -- "-$klong_proc"
+      klong_stat "/proc/$klong_proc"
+      kill -s KILL -- "-$klong_group"
       kill -s KILL "$klong_proc"
       klong_wait klong_alive "$klong_proc"
     fi
   done
-  read -r klong_group klong_began < "$klong_running"
-  if [ -n "$klong_group" ]; then
-    if [ -z "$klong_others" ]; then klong_status=1; fi
-    kill -s KILL -- "-$klong_group"
-    klong_wait kill -0 "-$klong_group"
-    klong_end_strays "$klong_began"
-  fi
-  true > "$klong_running"
-  klong_end "$1" $klong_status >&3
+  klong_kill
+  rm -rf "$klong_running"
+  klong_end "$1" $klong_status
 }
 klong_exec() {
-  klong_ticks
-  klong_began=$klong_now
-  klong_child=$klong_prolog klong_command=$3 klong_parent=$$ klong_began=$klong_began \
-    timeout -s KILL "$2" "$klong_shell" -c 'eval "$klong_child"' "${klong_shell##*/}" </dev/null 2>&1 3>&-
-  klong_status=$?
-  if [ $klong_status = 137 ]; then  # a killed process may be in the middle of printing: wait for its group
-    read -r klong_group klong_rest < "$klong_running"
-    klong_wait kill -0 "-$klong_group"
-    klong_ticks
-    if [ $((klong_now - klong_began)) -ge $((${2%.*} * 100 + 1${2#*.} / 10 - 100)) ]; then
-      klong_end_strays "$klong_began"
-    fi
-  fi
-  true > "$klong_running"
-  klong_end "$1" $klong_status
+  klong_timeout=$2
+  printf 'klong_command=%s\nklong_nonce=%s\n' "$3" "$1" >&4
 }
 klong_read() {
   klong_status=66
   if [ -f "$3" ]; then timeout -s KILL 60 head -c "$2" -- "$3" </dev/null >&3; klong_status=$?; fi
-  klong_end "$1" $klong_status >&3
+  klong_end "$1" $klong_status
 }
+klong_upload() { klong_upload=$1; rm -rf "$1"; true > "$1"; }
 klong_part() { printf %s "$1" | base64 -d >> "$klong_upload"; }
 klong_unpack() {
   tar -xof "$klong_upload" -C "$klong_work" </dev/null >&3 2>&3
   klong_status=$?
   rm -f "$klong_upload"
-  klong_end "$1" $klong_status >&3
+  klong_end "$1" $klong_status
 }
-klong_shell=$(command -v bash || command -v sh)
+klong_timeout=0
 klong_name=sh-s$1
+trap klong_lost EXIT
 """
 
-# What a command's shell runs first. It and the command come through the environment, so that `ps` shows neither and
-# `pkill -f server.py` doesn't find, and kill, the shell that runs it. It is one line: the line numbers in a shell's
-# messages are the command's own. The state is replaced by a rename: a full disk or a kill while saving keeps the old;
-# umask and noclobber may be the command's.
-PROLOG = (
-    "{{ echo $PPID $klong_began > {running}; }} 2>/dev/null; "
-    "read -r klong_command_line 2>/dev/null < /proc/$klong_parent/cmdline; "
-    '[ "$klong_command_line" ] || exit; unset klong_command_line klong_parent klong_began; '
-    '[ -r {state} ] && . {state} 2>/dev/null; cd "$PWD" 2>/dev/null || cd {work}; '
-    "trap '{{ unset klong_child klong_command; export PWD; "
-    "umask 077; export -p >| {state}.new && mv -f {state}.new {state}; }} 2>/dev/null' EXIT; "
-    "eval 'unset klong_child klong_command;' \"$klong_command\""
+# What the executor does. It keeps one CHILD ready, which takes the first line of the supervisor's klong_exec, the
+# command, from the pipe; the executor waits for its end, takes the other line, and reports. A child that was killed
+# before it got a command has left it in the pipe: the next is given it.
+# Both texts are one line, so that the line numbers in a shell's messages are the command's own. And they come through
+# the environment, so that `ps` shows neither, and `pkill -f server.py` doesn't find, and kill, the shell that runs it.
+# A job that was stopped hasn't ended: `wait` knows that without job control alone. A killed process may be in the
+# middle of printing, so its group is waited for.
+EXECUTOR = (
+    "unset klong_bash klong_sh klong_shell; exec 3>&2 2>/dev/null; cd {work}; klong_executor=$$; klong_child={child}; "
+    "klong_nl=$(printf '\\nx'); klong_nl=${{klong_nl%x}}; klong_line=; "
+    "sh -s {mark} 2>&3 3>&- | {{ exec 3>&-; while "
+    "[ -f {running} ] || rm -rf {running}; {start}; klong_status=$?; IFS= read -r klong_line; do "
+    'case $klong_line in klong_command=*) continue; esac; eval "$klong_line"; klong_line=; klong_tries=0; '
+    'while [ $klong_status = 137 ] && [ "$klong_job" ] && [ $klong_tries -lt 50 ] && kill -0 "-$klong_job"; do '
+    "sleep 0.01; klong_tries=$((klong_tries + 1)); done; "
+    "[ -p {running} ] || true > {running}; "
+    "printf '\\036%s %s\\036' \"$klong_nonce\" $klong_status; done; }}"
+)
+_START_IN_BASH = (
+    'set -m; ( set +m; shopt -u lastpipe; eval "$klong_child" ) 2>&1 & set +m; klong_job=$!; wait $klong_job'
+)
+_START_IN_SH = (
+    "klong_child=$klong_child klong_line=$klong_line klong_nl=$klong_nl klong_executor=$klong_executor "
+    "setsid sh -c 'eval \"$klong_child\"' sh 2>&1"
 )
 
+# What a command's shell runs first. The state is replaced by a rename: a full disk or a kill while saving keeps the
+# old. That takes a process and the disk, ten times the rest of a command; so bash first looks, in memory, whether there
+# is anything to save. umask and noclobber may be the command's.
+CHILD = (
+    '[ "$klong_line" ] || IFS= read -r klong_line || exit; exec </dev/null; eval "$klong_line"; klong_line=; '
+    "{{ read -r klong_up klong_rest < /proc/uptime; echo ${{BASHPID:-$$}} $klong_up $klong_executor > {running}; "
+    "read -r klong_line < /proc/$klong_executor/cmdline; }} 2>/dev/null; "
+    '[ "$klong_line" ] || exit; '
+    "unset klong_executor klong_job klong_line klong_nl klong_nonce klong_rest klong_status klong_tries klong_up; "
+    '[ -r {state} ] && . {state} 2>/dev/null; cd "$PWD" 2>/dev/null || cd {work}; '
+    "trap '{{ unset klong_child klong_command; export PWD; umask 077; "
+    "{unchanged} || {{ export -p >| {state}.new && mv -f {state}.new {state}; }}; }} 2>/dev/null' EXIT; "
+    "eval 'unset klong_child klong_command;' \"$klong_command\""
+)
+_UNCHANGED_IN_BASH = (
+    "{{ export -p >| {running}.state && mapfile klong_new < {running}.state && mapfile klong_old < {state} && "
+    '[ "${{klong_new[*]}}" = "${{klong_old[*]}}" ]; }}'
+)
 
-def supervisor_script(*, work: str, state: str, running: str, alone: bool) -> str:
-    """The text to send to `sh -s MARK`. `alone`: no process that it may see or signal is anyone else's.
+COMMAND = [
+    "sh",
+    "-c",
+    'klong_shell=$(command -v bash) && exec "$klong_shell" -c \'eval "$klong_bash"\' bash; '
+    "exec sh -c 'eval \"$klong_sh\"' sh",
+]
+
+
+class Paths(NamedTuple):
+    """Where things are in a sandbox.
 
     `state` must survive a restart of the sandbox and `running`, the process group of the current command, must not:
     its number means another process then. Raises ValueError for a path that a shell would read as more than a word.
     """
-    for path in (work, state, running):
-        if not re.fullmatch(r"[A-Za-z0-9_./%-]+", path):
-            raise ValueError(f"path {path!r} of a sandbox: use letters, digits and _ . / % - alone")
-    settings = {
-        "klong_work": work,
-        "klong_running": running,
-        "klong_alone": "yes" if alone else "",
-        "klong_state": state,
-        "klong_upload": f"{state}.upload",
-        "klong_prolog": PROLOG.format(work=work, state=state, running=running),
+
+    work: str
+    state: str
+    running: str
+
+    def check(self) -> None:
+        for path in self:
+            if not re.fullmatch(r"[A-Za-z0-9_./%-]+", path):
+                raise ValueError(f"path {path!r} of a sandbox: use letters, digits and _ . / % - alone")
+
+
+def executor_environment(paths: Paths, mark: str) -> dict[str, str]:
+    """What COMMAND needs in its environment; `mark` shows in the command line of the supervisor."""
+    paths.check()
+    where = paths._asdict()
+
+    def executor(start: str, unchanged: str) -> str:
+        child = CHILD.format(**where, unchanged=unchanged.format(**where))
+        return EXECUTOR.format(**where, mark=shlex.quote(mark), start=start, child=shlex.quote(child))
+
+    return {
+        "klong_bash": "shopt -s lastpipe; " + executor(_START_IN_BASH, _UNCHANGED_IN_BASH),
+        "klong_sh": executor(_START_IN_SH, "false"),
     }
+
+
+def supervisor_script(paths: Paths, *, alone: bool) -> str:
+    """The text to send to the supervisor. `alone`: no process that it may see or signal is anyone else's."""
+    paths.check()
+    settings = {"klong_" + name: value for name, value in paths._asdict().items()}
+    settings["klong_alone"] = "yes" if alone else ""
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()) + SUPERVISOR

@@ -3,7 +3,7 @@
 from tests.hostile.behaviour import WELL, Behaviour, Ends
 
 TIMEOUT, SHELL_LOST = (Ends.TIMEOUT,), (Ends.SHELL_LOST,)
-SUPERVISOR = "$(ps -o ppid= -p $PPID | tr -d ' ')"
+SUPERVISOR = "$(pgrep -f klong-supervis[o]r)"
 COUNT = "ps -eo args= | grep -cx '{}'; true"
 
 
@@ -16,7 +16,7 @@ def _left_over(name: str, command: str, marker: str, timeout_s: float = 0.7) -> 
 THIEF = r"""
 setsid perl -e '
   select undef, undef, undef, 0.5; kill STOP => $ARGV[0];
-  open my $in, q(<), qq(/proc/$ARGV[0]/fd/0) or die; open my $out, q(>), qq(/proc/$ARGV[0]/fd/1) or die;
+  open my $in, q(<), qq(/proc/$ARGV[0]/fd/0) or die; open my $out, q(>), qq(/proc/$ARGV[1]/fd/1) or die;
   sysread $in, my $call, 1 << 20; my ($nonce) = $call =~ /klong_exec (\w+)/;
   syswrite $out, qq(\x1e$nonce abc\x1e\x1e$nonce \x1e\x1e$nonce ) . q(9) x 9999 . qq(\x1e);
   syswrite $out, qq(\x1e$nonce ) . q(x) x 99999;
@@ -28,18 +28,25 @@ PROCESSES = (
     Behaviour("kill -9 -1", "kill -9 -1", SHELL_LOST),
     Behaviour("kill -1", "kill -1 -1; sleep 5", SHELL_LOST),
     Behaviour("every signal there is", "for s in $(seq 1 64); do kill -$s -1; done; sleep 5", SHELL_LOST),
-    Behaviour("the supervisor killed", f"kill -9 {SUPERVISOR}; sleep 5", SHELL_LOST),
+    Behaviour("the supervisor killed", f"kill -9 {SUPERVISOR}; sleep 1; echo on", exit_code=0, shows="on", patience=2),
+    Behaviour("the supervisor killed while time runs out", f"kill -9 {SUPERVISOR}; sleep 60", TIMEOUT, timeout_s=1),
+    Behaviour("the executor killed", "kill -9 $$; sleep 60", SHELL_LOST),
+    Behaviour("both killed", f"kill -9 $$ {SUPERVISOR}; sleep 60", SHELL_LOST),
+    Behaviour("the next command's shell killed", "(sleep 0.3; kill -9 $(pgrep -P $$ bash)) & echo begun", exit_code=0,
+              idle_s=1),
     Behaviour("the supervisor stopped", f"kill -STOP {SUPERVISOR}", TIMEOUT, timeout_s=1),
-    Behaviour("the clock of the timeout stopped", "kill -STOP $PPID; sleep 60", TIMEOUT, timeout_s=1),
+    Behaviour("the executor stopped", "kill -STOP $$; sleep 60", TIMEOUT, timeout_s=1),
+    Behaviour("the executor stopped at the end", "kill -STOP $$", exit_code=0, timeout_s=1),
+    Behaviour("its own group stopped", "kill -STOP 0; sleep 60", TIMEOUT, timeout_s=1),
     Behaviour("all stopped", "kill -STOP -1; sleep 60", TIMEOUT, timeout_s=1),
-    Behaviour("itself stopped", "kill -STOP $$", TIMEOUT, timeout_s=1),
+    Behaviour("itself stopped", "kill -STOP $BASHPID", TIMEOUT, timeout_s=1),
     Behaviour("the supervisor traced", "perl -e 'syscall 101, 16, $ARGV[0] + 0, 0, 0; sleep 60' " + SUPERVISOR,
               TIMEOUT, timeout_s=1),
     Behaviour("the supervisor's input stolen",
               f"s={SUPERVISOR}; (sleep 0.2; kill -STOP $s; cat /proc/$s/fd/0 > /tmp/stolen) & echo begun",
               shows="begun", idle_s=1, then=f"{WELL}; grep -o klong_exec /tmp/stolen", then_timeout_s=1, patience=2,
               then_shows="text\nklong_exec"),
-    Behaviour("replies forged by a spy", f"{THIEF} {SUPERVISOR} & sleep 0.2", exit_code=0, idle_s=1,
+    Behaviour("replies forged by a spy", f"{THIEF} {SUPERVISOR} $$ & sleep 0.2", exit_code=0, idle_s=1,
               then=f"{WELL}; cat /tmp/stolen", then_shows="text\nforged", patience=2),
     Behaviour("every supervisor killed as it comes", "setsid sh -c 'while :; do pkill -9 -f klong-supervis[o]r; done' "
               "< /dev/null > /dev/null 2>&1 &", (Ends.EXIT, Ends.SHELL_LOST), patience=3),
@@ -62,6 +69,6 @@ PROCESSES = (
     Behaviour("wanted jobs beside a command that is killed", "setsid sleep 4510 & sleep 60", TIMEOUT, timeout_s=0.7,
               before="sleep 4508 & setsid sleep 4509 & (sleep 4508 &); sleep 0.1",
               then=";".join(COUNT.format(f"sleep {n}") for n in (4508, 4509, 4510)), then_shows=r"\A2\n1\n0\n\Z"),
-    Behaviour("a wanted job beside a command that fails", "sleep 4511 & kill -9 $$", exit_code=137,
+    Behaviour("a wanted job beside a command that fails", "sleep 4511 & kill -9 $BASHPID", exit_code=137,
               then=COUNT.format("sleep 4511"), then_shows=r"\A1\n\Z"),
 )  # fmt: skip

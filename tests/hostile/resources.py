@@ -31,7 +31,7 @@ RESOURCES = (
     ),
     Behaviour(
         "memory bomb that has the supervisor killed in its stead",
-        "echo 1000 > /proc/$(ps -o ppid= -p $PPID | tr -d ' ')/oom_score_adj; tail -c 2G /dev/zero", ANY,
+        "echo 1000 > /proc/$(pgrep -f klong-supervis[o]r)/oom_score_adj; tail -c 2G /dev/zero", ANY,
     ),
     Behaviour("own protection from the memory limit", "echo -1000 > /proc/self/oom_score_adj", shows="denied"),
     Behaviour("shared memory filled", "for i in 1 2 3 4 5; do head -c 15M /dev/zero > /dev/shm/$i; done",

@@ -8,7 +8,8 @@ NEW = r"\A/work\n\ntext\n\Z"  # what a shell without the earlier one's directory
 SHELL = (
     Behaviour("exit", "exit 3", exit_code=3),
     Behaviour("exec", "exec false", exit_code=1),
-    Behaviour("a kill of itself", "kill -9 $$", exit_code=137),
+    Behaviour("a kill of itself", "kill -9 $BASHPID", exit_code=137),
+    Behaviour("a kill of its shell", "kill -9 $$", (Ends.SHELL_LOST,)),
     Behaviour("set -e", "set -e; false; echo not reached", exit_code=1, shows=r"\A\Z"),
     Behaviour("set -eufCx -o pipefail", "set -eufCx -o pipefail; echo a > b; echo a > b", exit_code=1),
     Behaviour("set -n", "set -n\nexit 9", exit_code=0),

@@ -131,7 +131,7 @@ async def test_after_halt_nothing_of_the_agents_meddles_with_the_grader(sandbox,
     await sandbox.halt()
     await sandbox.write("grade.sh", b"sleep 0.5; cat /work/grade.sh | wc -l; echo failed")
     result = await run(sandbox, "sh grade.sh; ps -eo user= | grep -c agent; pwd")
-    assert result.output == "0\nfailed\n5\n/work\n"  # the supervisor, timeout, bash, ps, grep
+    assert result.output == "0\nfailed\n5\n/work\n"  # the supervisor, the executor, the command, ps, grep
 
 
 async def test_halt_gets_through_a_sandbox_full_of_processes_and_one_that_is_stopped(sandbox):

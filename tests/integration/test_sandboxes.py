@@ -59,7 +59,7 @@ async def test_directory_and_exported_environment_carry_over(sandbox):
 
 @pytest.mark.parametrize(
     ("command", "exit_code"),
-    [("exit 3", 3), ("exec true", 0), ("kill -9 $$", 137), ("kill -9 $PPID", 137), ("echo 'unfinished", 2)],
+    [("exit 3", 3), ("exec true", 0), ("kill -9 $BASHPID", 137), ("kill -9 $$", None), ("echo 'unfinished", 2)],
 )
 async def test_a_command_that_ends_its_shell_is_reported_and_the_session_goes_on(sandbox, command, exit_code):
     await run(sandbox, "mkdir here && cd here && export A=kept")
@@ -101,6 +101,28 @@ async def test_messages_name_the_commands_own_lines(sandbox):
 async def test_a_long_command_is_run_whole(sandbox):
     text = "x" * 300_000
     assert (await run(sandbox, f"a='{text}'; echo ${{#a}}")).output == "300000\n"
+
+
+async def test_streams_are_bytes_and_kept_apart_where_asked(sandbox):
+    every_byte = bytes(range(256)) * 5000
+    result = await run(
+        sandbox, "cat; printf '\\377\\0' >&2; exit 3", stdin=every_byte, apart=True, output_limit=1 << 21
+    )
+    assert (result.stdout, result.stderr, result.exit_code) == (every_byte, b"\xff\0", 3)
+    result = await run(sandbox, "seq 1000 >&2; echo short", apart=True, output_limit=100)
+    assert result.truncated and result.stdout == b"short\n" and len(result.stderr) < 150
+
+
+async def test_a_variable_or_a_directory_of_one_command_is_not_the_sessions(sandbox):
+    await run(sandbox, "mkdir d; export A=session")
+    value = "it's\n$HOME `x`"
+    result = await run(sandbox, 'printf %s "$A"; basename "$PWD"; export B=1', env={"A": value}, cwd="d")
+    assert result.output == f"{value}d\n"
+    assert (await run(sandbox, 'echo "$A[$B]"; basename "$PWD"')).output == "session[]\nwork\n"
+    lost = await run(sandbox, "echo not reached", cwd="absent")
+    assert lost.exit_code != 0 and "absent" in lost.output and "not reached" not in lost.output
+    with pytest.raises(ValueError, match="'a b' is no name"):
+        await run(sandbox, "true", env={"a b": ""})
 
 
 async def test_stdin_is_empty(sandbox):
@@ -191,8 +213,7 @@ async def test_a_cancelled_command_leaves_the_sandbox_usable_and_its_process_kil
 
 async def test_the_agent_can_kill_the_supervising_shell_and_goes_on(sandbox):
     await run(sandbox, "mkdir here && cd here && export A=kept")
-    # The grandparent of the command's shell; a pattern would kill this machine's other shells too.
-    result = await run(sandbox, "kill -9 $(ps -o ppid= -p $PPID); sleep 60")
+    result = await run(sandbox, "kill -9 $$; sleep 60")
     assert result.exit_code is None and "took its shell down" in result.output
     assert (await run(sandbox, 'basename "$PWD"; echo $A')).output == "here\nkept\n"
 

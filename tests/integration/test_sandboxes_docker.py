@@ -16,6 +16,7 @@ from sandboxes import container
 from sandboxes.base import Adopted, HostAway
 from sandboxes.docker import DockerSandboxes, preflight
 from sandboxes.stream import AttachedStream
+from sandboxes.supervisor import COMMAND
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +78,7 @@ async def test_a_sandbox_full_of_processes_comes_back_with_its_files(sandbox):
     assert (await run(sandbox, "cat file; echo $A")).output == "text\nkept\n"
 
 
-@pytest.mark.parametrize("command", ["kill -9 -1", "pkill -9 -f 'sh -s'; sleep 5"])
+@pytest.mark.parametrize("command", ["kill -9 -1", "kill -9 $$; sleep 60"])
 async def test_the_agent_can_kill_all_it_sees_and_goes_on_with_its_files(sandbox, command):
     await run(sandbox, "mkdir here && cd here && export A=kept && echo text > file")
     result = await run(sandbox, command)
@@ -134,7 +135,8 @@ async def test_another_process_adopts_the_newest_container_of_an_episode(factory
 async def test_a_shell_that_an_earlier_owner_asked_for_before_and_got_after_the_adoption_is_not_used(
     factory, sandbox, client
 ):
-    made = client.api.exec_create(sandbox.name, container.SUPERVISOR, stdin=True, user="agent")
+    shell = sandbox._place.shell
+    made = client.api.exec_create(sandbox.name, COMMAND, stdin=True, user="agent", environment=shell.environment)
     adopted = await factory.adopt("e")
     running = asyncio.create_task(run(adopted, "sleep 1; echo done"))
     late = client.api.exec_start(made["Id"], socket=True)

@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from sandboxes.shell import pack
-from sandboxes.supervisor import supervisor_script
+from sandboxes.command import pack
+from sandboxes.supervisor import Paths, supervisor_script
 
 
 def test_pack_keeps_names_and_bytes():
@@ -24,4 +24,4 @@ def test_pack_refuses_a_path_outside(path):
 @pytest.mark.parametrize("path", ["/tmp/a b", "/tmp/$x", "/tmp/'x"])
 def test_a_path_that_a_shell_would_read_is_refused(path):
     with pytest.raises(ValueError, match="letters, digits"):
-        supervisor_script(work="/work", state=path, running="/run", alone=True)
+        supervisor_script(Paths("/work", path, "/run"), alone=True)
