@@ -154,7 +154,9 @@ class ProcessSandbox(ShellSandbox):
         target = self.snapshots / quote(tag, safe="").replace(".", "%2E")
         async with self._lock:
             await self._check_owner()
-            self._signal(signal.SIGSTOP)
+            stopped: set[int] = set()
+            while not stopped.issuperset(pids := self._signal(signal.SIGSTOP)):  # they may fork meanwhile
+                stopped.update(pids)
             try:
                 await asyncio.to_thread(self._copy, target)
             finally:

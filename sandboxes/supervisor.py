@@ -169,13 +169,15 @@ trap klong_lost EXIT
 # before it got a command has left it in the pipe: the next is given it.
 # Both texts are one line, so that the line numbers in a shell's messages are the command's own. And they come through
 # the environment, so that `ps` shows neither, and `pkill -f server.py` doesn't find, and kill, the shell that runs it.
+# No command gets a descriptor of the channel; 255 is where bash keeps its own stdin meanwhile, for lastpipe.
 # A job that was stopped hasn't ended: `wait` knows that without job control alone. A killed process may be in the
 # middle of printing, so its group is waited for.
 EXECUTOR = (
-    "unset klong_bash klong_sh klong_shell; exec 3>&2 2>/dev/null; cd {work}; klong_executor=$$; klong_child={child}; "
+    "unset klong_bash klong_sh klong_shell; exec 3>&2 2>/dev/null 5<&0 </dev/null; "
+    "cd {work}; klong_executor=$$; klong_child={child}; "
     "klong_nl=$(printf '\\nx'); klong_nl=${{klong_nl%x}}; klong_line=; "
-    "sh -s {mark} 2>&3 3>&- | {{ exec 3>&-; while "
-    "[ -f {running} ] || rm -rf {running}; {start}; klong_status=$?; IFS= read -r klong_line; do "
+    "sh -s {mark} <&5 2>&3 3>&- 5<&- | {{ exec 3>&- 5<&-; while true; do "
+    "[ -f {running} ] || rm -rf {running}; {start}; klong_status=$?; IFS= read -r klong_line || exit; "
     'case $klong_line in klong_command=*) continue; esac; eval "$klong_line"; klong_line=; klong_tries=0; '
     'while [ $klong_status = 137 ] && [ "$klong_job" ] && [ $klong_tries -lt 50 ] && kill -0 "-$klong_job"; do '
     "sleep 0.01; klong_tries=$((klong_tries + 1)); done; "
@@ -183,7 +185,8 @@ EXECUTOR = (
     "printf '\\036%s %s\\036' \"$klong_nonce\" $klong_status; done; }}"
 )
 _START_IN_BASH = (
-    'set -m; ( set +m; shopt -u lastpipe; eval "$klong_child" ) 2>&1 & set +m; klong_job=$!; wait $klong_job'
+    'set -m; ( set +m; shopt -u lastpipe; exec 255<&-; eval "$klong_child" ) 2>&1 & '
+    "set +m; klong_job=$!; wait $klong_job"
 )
 _START_IN_SH = (
     "klong_child=$klong_child klong_line=$klong_line klong_nl=$klong_nl klong_executor=$klong_executor "

@@ -34,7 +34,7 @@ PROCESSES = (
     Behaviour("both killed", f"kill -9 $$ {SUPERVISOR}; sleep 60", SHELL_LOST),
     Behaviour("the next command's shell killed", "(sleep 0.3; kill -9 $(pgrep -P $$ bash)) & echo begun", exit_code=0,
               idle_s=1),
-    Behaviour("the supervisor stopped", f"kill -STOP {SUPERVISOR}", TIMEOUT, timeout_s=1),
+    Behaviour("the supervisor stopped", f"kill -STOP {SUPERVISOR}", exit_code=0, then_timeout_s=1, patience=2),
     Behaviour("the executor stopped", "kill -STOP $$; sleep 60", TIMEOUT, timeout_s=1),
     Behaviour("the executor stopped at the end", "kill -STOP $$", exit_code=0, timeout_s=1),
     Behaviour("its own group stopped", "kill -STOP 0; sleep 60", TIMEOUT, timeout_s=1),

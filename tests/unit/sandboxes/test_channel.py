@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxes import channel
 from sandboxes.channel import DATA, TERMINAL, Capture, Channel, ChannelLost, ReplyReader
 from sandboxes.stream import AttachedStream, Demux
 
@@ -154,3 +155,31 @@ async def test_a_cancelled_call_breaks_the_channel():
     with pytest.raises(asyncio.CancelledError):
         await call
     assert peer.channel.broken
+
+
+async def test_a_call_whose_time_is_up_is_asked_to_end_until_it_does(monkeypatch):
+    monkeypatch.setattr(channel, "AGAIN_S", 0.05)
+    peer = Peer()
+    call = asyncio.create_task(peer.channel.call("run", deadline_s=5, lane=TERMINAL, end_after_s=0.1, end=b"stop\n"))
+    sent = await peer.answer((TERMINAL, b"so far"))
+    loop = asyncio.get_running_loop()
+    asked = b""
+    while asked.count(b"stop\n") < 2:
+        asked += await loop.sock_recv(peer._theirs, 1 << 16)
+    nonce = re.search(rb"\b[0-9a-f]{16}\b", sent)[0]
+    await loop.sock_sendall(peer._theirs, frame(TERMINAL, b"\x1e%s 137\x1e" % nonce))
+    reply = await call
+    assert (reply.status, reply.output) == (137, b"so far")
+
+
+async def test_a_call_is_asked_to_end_in_the_middle_of_a_flood():
+    peer = Peer()
+    call = asyncio.create_task(peer.channel.call("run", deadline_s=5, lane=TERMINAL, end_after_s=0.1, end=b"stop\n"))
+    sent = await peer.answer()
+    loop = asyncio.get_running_loop()
+    asked = asyncio.create_task(loop.sock_recv(peer._theirs, 100))
+    while not asked.done():
+        await loop.sock_sendall(peer._theirs, frame(TERMINAL, b"y\n" * 5000))
+    assert asked.result() == b"stop\n"
+    await loop.sock_sendall(peer._theirs, frame(TERMINAL, re.sub(rb"(?s).*?([0-9a-f]{16}).*", rb"\x1e\1 0\x1e", sent)))
+    assert (await call).status == 0
