@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from actors.snapshots import take
+from actors.snapshots import make_room, take
 from klong_rl.buffer import Buffer, Claim, EpisodeLimits, OutOfSequence
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.types import Segment, Turn
@@ -108,6 +108,7 @@ class BufferJournal:
     async def _try_snapshot(self) -> None:
         self._snapshot_taken = time.monotonic()
         try:
+            await make_room(self._buffer, self._sandboxes, self._sandbox)
             await take(self._buffer, self._sandboxes, self._sandbox, self._episode, self._epoch, self.n_segments)
         except InfrastructureFailure as failure:
             log.warning("episode %s goes on without a new snapshot: %s", self._episode, failure)

@@ -21,6 +21,15 @@ async def take(buffer: Buffer, sandboxes: Any, sandbox: Any, episode: str, epoch
     await sandboxes.forget_snapshots(episode, keep=image)
 
 
+async def make_room(buffer: Buffer, sandboxes: Any, sandbox: Any) -> None:
+    """Before a snapshot that an episode can do without: InfrastructureFailure where the disk has no room for it."""
+
+    async def needed() -> set[str]:
+        return {episode.snapshot for episode in await buffer.in_progress()}
+
+    await sandboxes.make_room(sandbox, needed)
+
+
 async def park(buffer: Buffer, sandboxes: Any, episode: str, epoch: int, n_segments: int) -> None:
     """Keep the files in a snapshot and remove the sandbox, whose command, if one runs, is ended."""
     try:

@@ -112,6 +112,8 @@ def _check_sandbox(sandbox: SandboxConfig) -> None:
             "sandbox.kind=process runs a model's commands as you, with your files and your network; use docker, or set "
             "sandbox.allow_unisolated=true"
         )
+    if sandbox.snapshot_gb < 0:
+        raise UserError(f"sandbox.snapshot_gb={sandbox.snapshot_gb:g} is below 0; 0 sets no bound")
     for each in sandbox.egress.ranges:
         try:
             ipaddress.ip_network(each)

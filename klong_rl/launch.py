@@ -174,6 +174,7 @@ class Launch:
             return {"_target_": "sandboxes.process.ProcessSandboxes", "run": self.run_id, "allow_unisolated": allow}
         docker = {"_target_": "sandboxes.docker.DockerSandboxes", "run": self.run_id}
         pool = {"hosts": list(config.hosts), "per_host": config.per_host, "warm": config.warm}
+        pool["snapshot_bytes"] = int(config.snapshot_gb * 1e9)
         egress = asdict(config.egress) | {"logs": str(self.run_dir / "network")}
         return docker | {"runtime": config.runtime or None, "egress": egress, **pool}
 

@@ -13,6 +13,7 @@ Invariants that every implementation holds:
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -148,6 +149,12 @@ class SandboxFactory(Protocol):
 
         Of an episode in `keep`, the newest sandbox and all snapshots stay; with `snapshots` False, all snapshots do.
         Never touches another run's.
+        """
+
+    async def make_room(self, sandbox: Sandbox, needed: Callable[[], Awaitable[set[str]]]) -> None:
+        """For one more snapshot of `sandbox`: where they are over the quota, remove the oldest that aren't `needed`.
+
+        `needed` is asked only then. Raises InfrastructureFailure where the others alone are over it.
         """
 
     async def forget_snapshots(self, episode: str, keep: str = "") -> int:

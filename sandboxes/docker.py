@@ -81,7 +81,8 @@ class DockerSandboxes:
     need one. `user` and `workdir` must exist in every image. `create_concurrency` bounds the creations at a time on a
     host: more than a few per core only makes each slower. `warm` sandboxes are made ahead on each host, of the kinds
     asked for last. `disk_quota`: the storage driver enforces sizes (overlay2 on xfs with pquota, btrfs, zfs). `egress`
-    is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of their own.
+    is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of their own. `snapshot_bytes` bounds
+    the run's snapshots on each host; 0 sets no bound.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class DockerSandboxes:
         warm: int = 0,
         disk_quota: bool = False,
         egress: Mapping[str, Any] | None = None,
+        snapshot_bytes: int = 0,
     ) -> None:
         self.run = run
         ways = {name: value if isinstance(value, str) else tuple(value) for name, value in (egress or {}).items()}
@@ -115,6 +117,7 @@ class DockerSandboxes:
             for url in hosts or (None,)
         ]
         self._placement = Placement(self.hosts, per_host)
+        self._snapshot_bytes = snapshot_bytes
 
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> DockerSandbox:
         """A started container with its shell open; one that was made ahead, if there is one where it is placed.
@@ -171,6 +174,12 @@ class DockerSandboxes:
             await host.remove_snapshots(images)
             episodes |= {image["Labels"][EPISODE_LABEL] for image in images}
         return sorted(episodes - keep - {""})
+
+    async def make_room(self, sandbox: DockerSandbox, needed: Callable[[], Awaitable[set[str]]]) -> None:
+        """See `sandboxes.base.SandboxFactory`."""
+        if self._snapshot_bytes:
+            [host] = [host for host in self.hosts if host.where == sandbox.where]
+            await host.make_room(needed, self._snapshot_bytes)
 
     async def forget_snapshots(self, episode: str, keep: str = "") -> int:
         """See `sandboxes.base.SandboxFactory`. What a host that is away has of them stays until the run is over."""

@@ -64,6 +64,11 @@ class DockerSandbox(ShellSandbox):
         """Take the first shell of a container that was just made."""
         self._channel = await self._open(AttachedStream(sock), blame=TaskFailure)
 
+    @property
+    def where(self) -> str:
+        """The address of its host."""
+        return self._place.daemon.where
+
     def ended(self) -> bool:
         """Whether the shell is known to be gone."""
         return self._channel is None or self._channel.ended()

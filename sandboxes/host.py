@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import docker
 
 from klong_rl.types import Limits
-from sandboxes import container
+from sandboxes import container, quota
 from sandboxes.base import AgentFailure, HostAway, InfrastructureFailure, TaskFailure
 from sandboxes.channel import ChannelLost
 from sandboxes.container import EPISODE_LABEL, MAKING, READY, RUN_LABEL, Name, container_name
@@ -246,6 +248,27 @@ class DockerHost:
                 f"removing snapshot {image}", lambda api, id=image: container.remove_image(api, id), deadline_s=CLOSE_S
             )
         return removed
+
+    async def make_room(self, needed: Callable[[], Awaitable[set[str]]], most_bytes: int) -> None:
+        """See `sandboxes.base.SandboxFactory`, for this host."""
+        listed, found = await self._kept()
+        if quota.total(found) < most_bytes:
+            return
+        gone = quota.surplus(found, await needed(), most_bytes, time.time())
+        removed = await self.remove_snapshots([image for image in listed if image["Id"] in gone])
+        log.warning("removed %d snapshots of run %s on %s for its quota", removed, self._run, self.where)
+        taken = quota.total((await self._kept())[1])
+        if taken >= most_bytes:
+            raise InfrastructureFailure(
+                f"the snapshots of run {self._run} on {self.where} take {taken / 1e9:g} GB of sandbox.snapshot_gb="
+                f"{most_bytes / 1e9:g}, and unfinished episodes need them: raise it, or lower actors.episodes"
+            )
+
+    async def _kept(self) -> tuple[list[dict[str, Any]], list[quota.Kept]]:
+        """The run's snapshots as they are listed, and what they take."""
+        listed = await self.snapshots()
+        images = await self._daemon.call("listing images", lambda api: api.images(all=True), deadline_s=CLOSE_S)
+        return listed, quota.kept(listed, images)
 
     async def _remove_unowned(self) -> None:
         try:

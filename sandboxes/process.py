@@ -20,6 +20,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -83,6 +84,9 @@ class ProcessSandboxes:
             if snapshots:
                 await self.forget_snapshots(episode)
         return sorted(stale)
+
+    async def make_room(self, sandbox: ProcessSandbox, needed: Callable[[], Awaitable[set[str]]]) -> None:
+        """There is no quota."""
 
     async def forget_snapshots(self, episode: str, keep: str = "") -> int:
         """See `sandboxes.base.SandboxFactory`. What a snapshot that was cut short left goes too."""

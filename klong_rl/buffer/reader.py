@@ -100,14 +100,15 @@ class Reader:
         found: list[InProgress] = []
         for first in range(0, len(ids), EPISODES_A_READ):
             some = ids[first : first + EPISODES_A_READ]
+            fields = ("state", "since", "owner", "snapshot")
             rows = await self._redis.read(
-                "in_progress", *(("HMGET", self._key("episode", i), "state", "since", "owner") for i in some)
+                "in_progress", *(("HMGET", self._key("episode", each), *fields) for each in some)
             )
-            found += [
-                InProgress(episode, state.decode(), int(since) / 1e3 if since else None, (owner or b"").decode())
-                for episode, (state, since, owner) in zip(some, rows, strict=True)
-                if state is not None  # forgotten between the two reads
-            ]
+            for episode, (state, since, *texts) in zip(some, rows, strict=True):
+                if state is not None:  # else forgotten between the two reads
+                    owner, snapshot = ((text or b"").decode() for text in texts)
+                    since_s = int(since) / 1e3 if since else None
+                    found.append(InProgress(episode, state.decode(), since_s, owner, snapshot))
         return found
 
     async def running(self, owner: str = "") -> list[tuple[str, int]]:

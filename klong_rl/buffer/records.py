@@ -165,6 +165,7 @@ class InProgress(NamedTuple):
     state: str  # queued, running or sealed
     since: float | None  # when it came into that state, Unix seconds; None if an older version put it there
     owner: str  # who claimed it last, to run it or to judge it
+    snapshot: str = ""  # the image that it goes on from where its sandbox is lost
 
 
 class Ready(NamedTuple):

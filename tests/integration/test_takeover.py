@@ -16,6 +16,7 @@ from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, StaleEpoch
 from klong_rl.chat import ChatFormat
 from klong_rl.cold_start import corpus
 from klong_rl.config import AgentConfig
+from klong_rl.failures import InfrastructureFailure
 from klong_rl.models.nano import train_tokenizer
 from klong_rl.tasks.relay import RelayDemonstrator, RelayTasks
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Task
@@ -228,8 +229,26 @@ async def test_snapshots_are_taken_beside_the_turns_when_their_time_has_come(sce
     await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
     snapshot = (await scene.buffer.progress("e")).snapshot
     assert snapshot.n_segments == 4
+    assert [(each.id, each.snapshot) for each in await scene.buffer.in_progress()] == [("e", snapshot.image)]
     assert await scene.sandboxes.forget_snapshots("e", keep=snapshot.image) == 0, "no older one is kept"
     assert await scene.sandboxes.forget_snapshots("e") == 1
+
+
+async def test_an_episode_goes_on_without_a_snapshot_where_the_disk_has_no_room(scene, monkeypatch):
+    async def no_room(sandbox, needed):
+        assert await needed() == {""}
+        raise InfrastructureFailure("over the quota")
+
+    monkeypatch.setattr(scene.sandboxes, "make_room", no_room)
+    await scene.buffer.admit(scene.spec)
+    claim = await scene.buffer.claim("actor")
+    begun = await take_over(scene.buffer, scene.sandboxes, claim)
+    agent = Agent(CONFIG, RULE, scene.chat, ScriptedEngine(scene.chat, SCRIPT))
+    prefix_P = agent.prefix(claim.spec)
+    journal = BufferJournal(scene.buffer, scene.sandboxes, claim, prefix_P, begun.sandbox, [], snapshot_every_s=1e-9)
+    await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
+    progress = await scene.buffer.progress("e")
+    assert len(progress.segments) == 4 and progress.snapshot is None
 
 
 async def test_turns_that_redis_lost_are_sent_again_and_not_run_again(scene):

@@ -64,6 +64,7 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["buffer.deadline_s=0"], ["buffer.deadline_s=0", "above 0"]),
         (["sandbox.kind=vm"], ["sandbox.kind=vm", "docker or process"]),
         (["sandbox.kind=process"], ["sandbox.kind=process runs a model's commands as you", "allow_unisolated=true"]),
+        (["sandbox.snapshot_gb=-1"], ["sandbox.snapshot_gb=-1", "0 sets no bound"]),
         (["sandbox.egress.ranges=[10.1.0.0/8]"], ["sandbox.egress.ranges", "10.1.0.0/8", "as in 10.1.0.0/16"]),
         (["window.max_tokens=4096"], ["window.max_tokens=4096", "engine.max_model_len"]),
         (["curriculum=[{steps:1}]"], ["curriculum=[{steps:1}]", "allowed: klong, nano"]),
