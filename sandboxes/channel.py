@@ -1,7 +1,7 @@
 """A shell kept open over two byte lanes: framing and capping, which are pure, and the calls over a stream.
 
-One call goes out as shell text that ends in a function of `sandboxes.supervisor.SUPERVISOR`. Its reply is whatever comes
-back on the call's lane up to the end mark
+One call goes out as shell text that ends in a function of `sandboxes.supervisor.SUPERVISOR`. Its reply is whatever
+comes back on the call's lane up to the end mark
 
     RS nonce SP status RS        RS = 0x1e, nonce = 16 hex digits drawn for this call
 

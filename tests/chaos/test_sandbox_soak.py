@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -24,6 +25,7 @@ EPISODES = int(os.environ.get("KLONG_SOAK_EPISODES", "1000"))
 WARM = 4
 KILL_EVERY_S = (2.0, 8.0)
 FLAT = 1.05  # of the level after SETTLED episodes, by which caches and thread pools have their size
+SAID_CHARS = 4000  # of what an owner that failed said last
 SETTLED = min(100, EPISODES // 4)
 
 
@@ -39,8 +41,9 @@ class Owner:
         while self.left:
             command = (sys.executable, "-m", "tests.chaos.sandbox_owner", self.run, ",".join(self.left))
             self.seed += 1
+            said = tempfile.TemporaryFile()
             process = await asyncio.create_subprocess_exec(
-                *command, str(WARM), str(self.seed), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+                *command, str(WARM), str(self.seed), stdout=asyncio.subprocess.PIPE, stderr=said, cwd=ROOT
             )
             try:
                 async with asyncio.timeout(kill_after_s and kill_after_s()):
@@ -50,7 +53,12 @@ class Owner:
                 self.kills += 1
                 await self._listen(process)
             else:
-                assert await process.wait() == 0 and not self.left
+                said.seek(0)
+                why = said.read().decode(errors="replace")[-SAID_CHARS:]
+                assert await process.wait() == 0, f"the owner ended with {process.returncode}:\n{why}"
+                assert not self.left
+            finally:
+                said.close()
 
     async def _listen(self, process):
         while line := (await process.stdout.readline()).decode():
