@@ -32,8 +32,9 @@ from klong_rl.windows import ContextRule
 from learners import batch
 from sandboxes.base import ExecResult
 
-EPISODES, TURNS, ACTION, WINDOW = 64, 3, 256, 2048
+EPISODES, TURNS, ACTION, WINDOW = 64, 2, 256, 2048
 ROUNDS = 3  # of each side, in turns
+IN_FLIGHT = 512  # tokens of an answer that a publish comes in the middle of
 PUBLISHES = 5
 
 
@@ -59,8 +60,8 @@ def episode(index: int) -> EpisodeSpec:
 
 
 async def measure(name: str, folder: Path, token_budget: int) -> dict[str, Any]:
-    """All of it for one model, whose engine takes 0.4 of the GPU."""
-    rank = start_rank(folder, token_budget, 0.5)
+    """All of it for one model: 0.4 of the GPU for the engine, 0.55 for the learner."""
+    rank = start_rank(folder, token_budget, 0.55)
     config = EngineConfig(
         dtype="bfloat16",
         max_model_len=WINDOW,
@@ -194,7 +195,7 @@ async def publish(engine: Engine, rank: Any, windows: list[Window]) -> dict[str,
     prompts = [window.tokens_T[:64] for window in windows]
     exports, pauses, ends = [], [], []
     for version in range(1, PUBLISHES + 1):
-        requests = [asyncio.create_task(engine.sample(prompt, WINDOW // 2, 1.0)) for prompt in prompts]
+        requests = [asyncio.create_task(engine.sample(prompt, IN_FLIGHT, 1.0)) for prompt in prompts]
         rank.sft_step(share, given)
         await asyncio.sleep(0.5)
         began = time.perf_counter()

@@ -1,7 +1,9 @@
 """The learner's step beside a bare Megatron-core loop: one model, one batch, one packing, in turns, in one process.
 
-bare   Megatron's schedule over the same packed rows with the model's own cross-entropy, and the optimizer's step
-ours   Rank.sft_step: windows packed and copied to the GPU, log-probs, objective, metrics; every token is a target
+bare        Megatron's schedule over the same packed rows, its own cross-entropy on all tokens, the optimizer's step
+ours        Rank.sft_step: windows packed and copied to the GPU, log-probs, objective, metrics; half of the tokens are
+            targets, as in an episode whose actions are as long as what answers them
+ours, all   the same with every token a target
 
 Memory is the allocator's peak over our steps, beside what klong_rl.gpu_memory adds up before anything loads.
 """
@@ -28,6 +30,7 @@ from learners.publish import GpuWeights
 from learners.rank import Rank
 
 WARM_UP, REPEATS = 2, 4
+TURN = 512  # tokens of an action and its observation
 PEAK_TFLOPS = 989.4  # bf16, dense, of an H100 or H200 SXM by NVIDIA's data sheet
 
 
@@ -50,10 +53,10 @@ def start_rank(folder: Path, token_budget: int, gpu_memory_share: float = 0.9, *
     return rank
 
 
-def make_windows(count: int, length: int) -> list[Window]:
-    """`count` windows whose every token but the first is a target."""
+def make_windows(count: int, length: int, turn: int | None) -> list[Window]:
+    """`count` windows; of each `turn` tokens the second half are targets, or all of them but the window's first."""
     rng = np.random.default_rng(0)
-    targets_T = np.ones(length, np.uint8)
+    targets_T = np.ones(length, np.uint8) if turn is None else (np.arange(length) % turn >= turn // 2).astype(np.uint8)
     targets_T[0] = 0
     return [
         Window(
@@ -64,7 +67,7 @@ def make_windows(count: int, length: int) -> list[Window]:
             tokens_T=rng.integers(1, 512, length, dtype=np.int32),
             targets_T=targets_T,
             logprobs_T=np.zeros(length, np.float32),
-            versions=((0, length - 1),),
+            versions=((0, int(targets_T.sum())),),
         )
         for i in range(count)
     ]
@@ -73,15 +76,19 @@ def make_windows(count: int, length: int) -> list[Window]:
 def measure(name: str, folder: Path, row: int, window: int, rows: int, **settings: Any) -> dict[str, Any]:
     """Seconds, tokens/s, TFLOP/s and MFU of both, and memory. A step is `rows` micro-batches of `row` tokens."""
     rank = start_rank(folder, row, **settings)
-    windows = {w.id: w for w in make_windows(rows * row // window, window)}
-    share = batch.plan([WindowRef.of(w) for w in windows.values()], 1, row, rank._job.pad_to)[0]
-    packed = [forward.Batch([windows[i] for i in ids], rank._job.pad_to, rank._device) for ids in share]
+    half, whole = ({w.id: w for w in make_windows(rows * row // window, window, turn)} for turn in (TURN, None))
+    share = batch.plan([WindowRef.of(w) for w in half.values()], 1, row, rank._job.pad_to)[0]
+    packed = [forward.Batch([whole[i] for i in ids], rank._job.pad_to, rank._device) for ids in share]
     torch.cuda.reset_peak_memory_stats()
-    sides = {"ours": lambda: rank.sft_step(share, windows), "bare": lambda: bare_step(rank._model, packed)}
+    sides = {
+        "ours": lambda: rank.sft_step(share, half),
+        "ours, all": lambda: rank.sft_step(share, whole),
+        "bare": lambda: bare_step(rank._model, packed),
+    }
     for step in sides.values():
         for _ in range(WARM_UP):
             step()
-        if step is sides["ours"]:
+        if step is sides["ours, all"]:
             peak = torch.cuda.max_memory_allocated()
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(REPEATS):
@@ -101,7 +108,9 @@ def measure(name: str, folder: Path, row: int, window: int, rows: int, **setting
             "tflops": round(tflops, 1),
             "mfu": round(tflops / PEAK_TFLOPS, 3),
         }
-    result["ours_over_bare"] = round(statistics.median(seconds["bare"]) / statistics.median(seconds["ours"]), 3)
+    bare = statistics.median(seconds["bare"])
+    result["ours_over_bare"] = round(bare / statistics.median(seconds["ours"]), 3)
+    result["ours_all_over_bare"] = round(bare / statistics.median(seconds["ours, all"]), 3)
     result["peak_gib"] = round(peak / gpu_memory.GIB, 2)
     result["predicted_gib"] = round(sum(parts.values()) / gpu_memory.GIB, 2)
     result["predicted_parts_gib"] = {what: round(size / gpu_memory.GIB, 2) for what, size in parts.items()}
