@@ -25,7 +25,7 @@ CONTEXT_GIB = 1.5  # of one process: CUDA context, NCCL, cuBLAS and cuDNN
 ENGINE_WORK_GIB = 2.0  # of vLLM beside weights and cache: context, CUDA graphs, activations of a step
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 PUBLISHED_COPIES = 2  # learners.publish.KEPT
-LOGITS_AT_ONCE = 1 << 26  # learners.forward: logits of a chunk of tokens, and their gradient, in float32
+LOGITS_AT_ONCE = 1 << 28  # learners.forward: logits of a chunk of tokens, and their gradient, in float32
 
 
 @dataclass(frozen=True)

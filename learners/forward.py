@@ -22,8 +22,8 @@ from learners.batch import MicroBatch, collate
 from learners.logprobs import label_logprobs
 from learners.model import Model
 
-# Logits at once, in elements: 256 MiB in float32.
-LOGITS_AT_ONCE = 1 << 26
+# Logits at once, in elements: 1 GiB in float32. Each chunk adds a whole gradient of the head, so they should be few.
+LOGITS_AT_ONCE = 1 << 28
 
 
 class Batch:

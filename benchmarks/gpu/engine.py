@@ -77,6 +77,7 @@ async def measure(name: str, folder: Path, token_budget: int) -> dict[str, Any]:
     result: dict[str, Any] = {"model": name, "engine_start_s": round(time.monotonic() - began, 1)}
     try:
         result["rollout"], windows = await rollout(engine, chat)
+        print(result, flush=True)  # what is known, should a later part fail
         result["gap_before_any_publish"] = await gap(engine, rank, windows)
         result["publish"] = await publish(engine, rank, windows)
         result["gap_after_training_and_publish"] = await gap(engine, rank, windows)

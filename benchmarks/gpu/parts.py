@@ -1,4 +1,4 @@
-"""What is measured of each model. Every measurement runs in a process of its own: Megatron and vLLM keep what they take."""
+"""What is measured of each model, every measurement in a process of its own: Megatron and vLLM keep what they take."""
 
 from __future__ import annotations
 

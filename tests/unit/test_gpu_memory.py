@@ -9,6 +9,7 @@ from klong_rl.config import EngineConfig, LayoutConfig, LearnerConfig, RunConfig
 from klong_rl.errors import UserError
 from klong_rl.gpu_memory import GIB, ModelShape
 from klong_rl.models import nano
+from learners import forward, publish
 
 CARD = 80 * GIB
 # 1.5 billion parameters in the shape of Qwen2.5-1.5B.
@@ -66,3 +67,8 @@ def test_a_model_s_state_takes_eighteen_bytes_a_parameter_beside_what_is_publish
     assert parts["published copies"] == 4 * BIG.parameters
     shared = gpu_memory.learner_bytes(BIG, replace(learner, layout=LayoutConfig(data=4)))
     assert shared["optimizer"] == parts["optimizer"] // 4
+
+
+def test_what_is_added_up_is_what_the_learner_does():
+    assert gpu_memory.LOGITS_AT_ONCE == forward.LOGITS_AT_ONCE
+    assert gpu_memory.PUBLISHED_COPIES == publish.KEPT
