@@ -23,6 +23,7 @@ from klong_rl.fine_tuning.rows import Row, bad, row_of
 from klong_rl.types import TRAINED
 from klong_rl.windows import flat
 
+ROWS_AT_ONCE = 8  # of Parquet: a row may have millions of tokens
 COLUMNS = ("id", "score", "messages", "tokens", "agent")
 
 
@@ -83,11 +84,11 @@ class ParquetFile:
             row += self._file.metadata.row_group(group).num_rows
 
     def read(self, unit: Unit) -> Iterator[Row]:
-        table = self._file.read_row_group(unit.place, columns=self._columns)
-        for number in range(table.num_rows):
-            cells = {name: table[name][number] for name in self._columns}
-            fields = {name: _plain(cell) for name, cell in cells.items()}
-            yield row_of(fields, f"{self.path}: row {unit.row + number}")
+        number = itertools.count(unit.row)
+        for batch in self._file.iter_batches(ROWS_AT_ONCE, row_groups=[unit.place], columns=self._columns):
+            for row in range(batch.num_rows):
+                fields = {name: _plain(batch[name][row]) for name in self._columns}
+                yield row_of(fields, f"{self.path}: row {next(number)}")
 
 
 def _plain(cell: pa.Scalar) -> object:
