@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from klong_rl.buffer.archive import turn_of
 from klong_rl.errors import UserError
 from klong_rl.fine_tuning.rows import Row, bad, row_of
-from klong_rl.types import TRAINED
 from klong_rl.windows import flat
 
 ROWS_AT_ONCE = 8  # of Parquet: a row may have millions of tokens
@@ -104,7 +103,7 @@ class ArchiveFile:
     A unit is a file: one never holds a part of an episode.
     """
 
-    COLUMNS = ("episode", "purpose", "outcome", "dropped", "score", "prefix", "turn", "context_start")
+    COLUMNS = ("episode", "purpose", "score", "prefix", "turn", "context_start")
     TURN = ("action", "logprobs", "versions", "observation", "command", "exit_code", "seconds", "interrupted", "chain")
 
     def __init__(self, path: Path) -> None:
@@ -120,8 +119,8 @@ class ArchiveFile:
         for episode, turns in itertools.groupby(rows, key=lambda row: row["episode"]):
             turns = list(turns)
             first = turns[0]
-            if first["dropped"] or first["score"] is None or first["outcome"] not in TRAINED:
-                continue
+            if first["score"] is None:
+                continue  # dropped: it has no outcome either
             made = flat(
                 episode,
                 np.array(first["prefix"], np.int32),

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,19 +21,21 @@ from klong_rl.windows import ContextRule
 RULE = ContextRule(max_tokens=40, overlap_tokens=8, action_tokens=4)
 
 
-def source(folder: Path, n_rows: int, seed: int = 0, wanted=lambda row: True) -> WindowSource:
+def source(folder: Path, n_rows: int, seed: int = 0, wanted=lambda row: True, form: str = "jsonl") -> WindowSource:
     """Trajectories of 1 to 40 turns, each token of the data set another one."""
     (folder / "config.json").write_text(json.dumps({"vocab_size": 2**31 - 1}))
-    rng, token, lines = np.random.default_rng(0), 0, []
+    rng, token, rows = np.random.default_rng(0), 0, []
     for number in range(n_rows):
         runs = rng.integers(1, 6, 1 + 2 * int(rng.integers(1, 40)))
         agent = np.repeat(np.arange(len(runs)) % 2, runs)
-        lines.append(
-            json.dumps({"id": f"t{number}", "tokens": [*range(token, token + len(agent))], "agent": agent.tolist()})
-        )
+        rows.append({"id": f"t{number}", "tokens": list(range(token, token + len(agent))), "agent": agent.tolist()})
         token += len(agent)
-    (folder / "data.jsonl").write_text("\n".join(lines))
-    data = DataSet(open_files(str(folder / "data.jsonl"), "data"), None)
+    path = folder / f"data.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    data = DataSet(open_files(str(path), "data"), None)
     return WindowSource(data, Encoder(folder, AgentConfig()), RULE, seed, wanted)
 
 
@@ -46,9 +50,9 @@ def tokens(batches) -> list:
     return [[(w.id, w.tokens_T.tolist(), w.targets_T.tolist()) for w in batch.windows] for batch in batches]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    made = source(tmp_path_factory.mktemp("data"), 12)
+@pytest.fixture(scope="module", params=["jsonl", "parquet"])
+def whole(request, tmp_path_factory):
+    made = source(tmp_path_factory.mktemp("data"), 12, form=request.param)
     return made, list(stream(made))
 
 
@@ -82,12 +86,20 @@ def test_from_the_position_after_any_batch_the_same_batches_come(whole, data):
     assert rest.is_exhausted() == (number == len(batches) - 1)
 
 
-def test_order_is_drawn_from_the_seed_and_anew_each_epoch(whole, tmp_path):
-    made, batches = whole
+def test_order_is_drawn_from_the_seed_and_anew_each_epoch(tmp_path):
+    made = source(tmp_path, 12)
+    batches = list(stream(made))
     first, second = ([w.id.split(".", 1)[1] for b in batches for w in b.windows if w.id[0] == e] for e in "01")
     assert sorted(first) == sorted(second) and first != second
     assert tokens(stream(source(tmp_path, 12, seed=1))) != tokens(batches)
     assert tokens(stream(source(tmp_path, 12, seed=0))) == tokens(batches)
+
+
+def test_trajectories_come_in_another_order_each_epoch_however_little_is_shuffled(tmp_path):
+    made = source(tmp_path, 12)
+    ids = [window.id.split("/")[0] for batch in stream(made, block=1) for window in batch.windows]
+    first, second = ([name[2:] for name, _ in itertools.groupby(ids) if name[0] == epoch] for epoch in "01")
+    assert sorted(first) == sorted(second) and first != second and first != sorted(first)
 
 
 def test_neighbours_in_a_trajectory_are_shuffled_apart(whole):
