@@ -18,7 +18,6 @@ import platform
 import random
 import subprocess
 import sys
-import uuid
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figure import write_svg
+from klong_rl import services
 from klong_rl.chat import ChatFormat
 from klong_rl.cold_start import corpus
 from klong_rl.config import AgentConfig, EngineConfig
@@ -114,11 +114,13 @@ async def evaluate(work: Path, base: Path, seed: int) -> dict[str, dict[int, dic
     from learners.publish import WeightFolder
     from sandboxes.docker import DockerSandboxes
 
+    services.quiet_libraries()
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     chat = ChatFormat(base)
     engine = await Engine.start(EngineConfig(), str(base), chat.end_id, version=1, seed=seed)
-    run = f"ablation-{uuid.uuid4().hex[:6]}"
-    weights, factory = WeightFolder.in_shared_memory(run), DockerSandboxes(run, warm=8)
+    run = f"ablation-splitting-{seed}"
+    weights, factory = WeightFolder.in_shared_memory(run), DockerSandboxes(run)
+    await factory.reap(keep=set())  # of an evaluation that was killed
     agent, policy_version = Agent(AGENT, RULE, chat, engine), 1
     found: dict[str, dict[int, dict[str, float]]] = {}
     try:
@@ -161,7 +163,10 @@ async def episode(agent: Any, factory: Any, seed: int, name: str, index: int) ->
 
 
 def run_seed(work: Path, seed: int) -> None:
-    """All of one seed; its result is WORK/seed-N.json."""
+    """All of one seed; its result is WORK/seed-N.json. Nothing to do where that is."""
+    result_file = work / f"seed-{seed}.json"
+    if result_file.exists():
+        return
     folder = work / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     texts = corpus(RelayTasks(seed=seed), RelayDemonstrator(), DIFFICULTIES, AGENT.system)
@@ -184,7 +189,7 @@ def run_seed(work: Path, seed: int) -> None:
         }
         for side in SIDES
     }
-    (work / f"seed-{seed}.json").write_text(json.dumps(result, indent=1))
+    result_file.write_text(json.dumps(result, indent=1))
 
 
 def report(work: Path, out: Path) -> None:
