@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import subprocess
 import time
@@ -18,7 +19,9 @@ KILL_S = 10.0
 
 
 class PrivateDockerd:
-    """Needs root and `dockerd`. Containers have network mode "none", so that it needs neither bridge nor iptables.
+    """Needs root, `dockerd` and the default daemon. Containers have network mode "none", so that it needs no iptables.
+
+    Its bridge is a network of the default daemon: a dockerd that is told to have none removes `docker0`, whoever's.
 
     `folder` is best a short path, such as one of `tempfile.mkdtemp`: it holds Unix sockets, whose path is at most
     107 bytes long. `live_restore`: containers survive a restart of the daemon, as an operator may have set it.
@@ -30,6 +33,7 @@ class PrivateDockerd:
         self._folder = Path(folder)
         self.live_restore = live_restore
         self._process: subprocess.Popen | None = None
+        self._bridge = f"klong-{secrets.token_hex(4)}"  # an interface's name: 15 characters at most
         self.host = f"unix://{self._folder}/docker.sock"
         self.log = self._folder / "dockerd.log"
 
@@ -42,7 +46,10 @@ class PrivateDockerd:
     def start(self) -> None:
         """Start, also after `kill`, and wait until it answers; it finds its containers and images again."""
         assert self._process is None, f"the daemon in {self._folder} runs already"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._folder.exists():
+            self._folder.mkdir(parents=True)
+            named = f"com.docker.network.bridge.name={self._bridge}"
+            subprocess.run(["docker", "network", "create", "-o", named, self._bridge], check=True, capture_output=True)
         command = [
             "dockerd",
             f"--host={self.host}",
@@ -50,7 +57,7 @@ class PrivateDockerd:
             f"--exec-root={self._folder / 'exec'}",
             f"--pidfile={self._folder / 'dockerd.pid'}",
             f"--config-file={self._folder / 'no-config.json'}",  # not the machine's own
-            "--bridge=none",
+            f"--bridge={self._bridge}",
             "--iptables=false",
             "--ip6tables=false",
             f"--live-restore={str(self.live_restore).lower()}",
@@ -109,6 +116,7 @@ class PrivateDockerd:
             if (mounted := line.split()[1]).startswith(f"{self._folder}/"):
                 subprocess.run(["umount", mounted], check=True)
         shutil.rmtree(self._folder)
+        subprocess.run(["docker", "network", "rm", self._bridge], check=True, capture_output=True)
 
     def _end_shims(self) -> None:
         """Those of containers that a daemon was removing as it was killed: no later daemon knows of them."""
