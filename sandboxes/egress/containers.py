@@ -36,6 +36,8 @@ EGRESS_LABEL = "klong.egress"  # its value: the run
 PROXY, EXIT = "klong-proxy", "klong-exit"  # first words of their names; `klong` is a sandbox's
 SHARED = "/run/klong"
 CODE = "/opt/klong"
+# A program that dies runs again in the same network namespace, which a restart of its container would not keep.
+AGAIN = """trap 'kill -TERM $!; wait $!; exit 0' TERM; while :; do "$0" "$@" & wait $!; sleep 0.1; done"""
 LISTENS_S, LOOK_EVERY_S = 30.0, 0.05
 STOP_S = 5
 PACKAGE = Path(__file__).parent.parent
@@ -153,7 +155,7 @@ def _config(
     return {
         "Image": egress.image,
         "Entrypoint": [],
-        "Cmd": ["python3", "-B", "-m", f"sandboxes.egress.{program}", json.dumps(asked)],
+        "Cmd": ["sh", "-c", AGAIN, "python3", "-B", "-m", f"sandboxes.egress.{program}", json.dumps(asked)],
         "Env": [f"PYTHONPATH={CODE}"],
         "WorkingDir": "/",
         "Labels": {EGRESS_LABEL: egress.run},

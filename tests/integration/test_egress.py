@@ -192,6 +192,16 @@ async def test_the_network_survives_a_restart_an_adoption_and_a_snapshot(make, t
     assert len(logged(tmp_path)[0]) == 4, "no request is lost with a proxy that is restarted"
 
 
+async def test_a_proxy_or_a_way_out_whose_process_dies_comes_back(make, client):
+    sandbox = await make().create("e", 1, IMAGE, limits())
+    for name in ("klong-proxy", "klong-exit"):
+        [found] = client.containers.list(filters={"label": f"klong.egress={sandbox.name.split('.')[1]}", "name": name})
+        assert found.exec_run(["pkill", "-9", "python3"]).exit_code == 0
+    async with asyncio.timeout(20):
+        while await get(sandbox, "http://allowed.test/") != "allowed.test /":
+            await asyncio.sleep(0.1)
+
+
 async def test_one_made_ahead_logs_for_the_episode_that_gets_it(make, tmp_path, client):
     factory = make(warm=1)
     await (await factory.create("first", 1, IMAGE, limits())).close()

@@ -60,6 +60,13 @@ async def test_inside_there_is_no_root_no_capability_and_no_network(sandbox):
     assert (await run(sandbox, "touch /etc/x")).exit_code != 0
 
 
+async def test_nobody_writes_to_a_system_path_unless_the_task_allows_it(factory, client):
+    for episode, limits, exit_code in (("closed", LIMITS, 1), ("open", Limits(read_only=()), 0)):
+        sandbox = await factory.create(episode, 1, IMAGE, limits)
+        touched = client.containers.get(sandbox.name).exec_run(["touch", "/usr/bin/x", "/etc/x"], user="root")
+        assert touched.exit_code == exit_code, touched.output
+
+
 async def test_limits_hold_and_the_sandbox_outlives_them(sandbox):
     memory = await run(sandbox, "head -c 200M /dev/zero | tail -c 200M | wc -c")
     assert memory.exit_code is None or memory.output.strip() != str(200 << 20)
