@@ -63,6 +63,15 @@ def test_the_tasks_example_holds_tasks_out():
     assert len(train) == len(held_out) == 50 and not train & held_out
 
 
+def test_the_sandbox_example_reaches_what_it_says():
+    from sandboxes.egress.rules import Rules
+
+    network = example("sandboxes")["task"].limits.network
+    rules = Rules(network.allow, network.block)
+    asked = ("pypi.org", "cdn.huggingface.co", "github.com", "example.org")
+    assert [bool(rules.refusal(host, 443)) for host in asked] == [False, False, True, True]
+
+
 def test_the_objective_example_is_the_policy_gradient():
     import torch
 
