@@ -130,7 +130,7 @@ class Launch:
         await stack.enter_async_context(beside(services.keep_redis_alive(server, self.progress.warn)))
         buffer = await services.connect(stack, address)
         await resume.check_same_life(buffer, state, self.run_dir)
-        sandboxes = self._sandbox_spec()
+        sandboxes = services.sandbox_factory(self.config.sandbox, self.run_dir, self.run_id)
         await self._sort_out_sandboxes(stack, sandboxes, buffer)
         services.start_ray(stack, self.config.ray_address)
         self.interrupts.arm()  # ray.init put a handler of its own on SIGTERM
@@ -167,6 +167,7 @@ class Launch:
         show_finished(self.run_dir, self.progress)
         return 0
 
+<<<<<<< HEAD
     def _sandbox_spec(self) -> dict[str, Any]:
         config = self.config.sandbox
         if config.kind == "process":
@@ -178,6 +179,8 @@ class Launch:
         egress = asdict(config.egress) | {"logs": str(self.run_dir / "network")}
         return docker | {"runtime": config.runtime or None, "egress": egress, **pool}
 
+=======
+>>>>>>> d189281 (Judge stored episodes again, and audit verdicts)
     async def _sort_out_sandboxes(self, stack: AsyncExitStack, spec: dict[str, Any], buffer: Buffer) -> None:
         """Of an earlier launch, keep those whose episodes go on, to be adopted. At the end none is kept."""
         factory = instantiate(spec)

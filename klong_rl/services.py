@@ -6,10 +6,12 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, ServerFault, Unavailable
-from klong_rl.config import BufferConfig
+from klong_rl.config import BufferConfig, SandboxConfig
 from klong_rl.errors import UserError
 
 REVIVE_EVERY_S = 0.2  # clients wait 30 s, and a server needs some of them to read its file
@@ -64,6 +66,17 @@ async def connect(stack: AsyncExitStack, address: BufferAddress) -> Buffer:
         return await stack.enter_async_context(await Buffer.connect(address))
     except Unavailable as error:
         raise UserError(f"buffer.url: {error}") from error
+
+
+def sandbox_factory(config: SandboxConfig, run_dir: Path, run_id: str) -> dict[str, Any]:
+    """What `hydra.utils.instantiate` makes the run's sandbox factory of, in whichever process uses it."""
+    if config.kind == "process":
+        allow = config.allow_unisolated
+        return {"_target_": "sandboxes.process.ProcessSandboxes", "run": run_id, "allow_unisolated": allow}
+    docker = {"_target_": "sandboxes.docker.DockerSandboxes", "run": run_id}
+    pool = {"hosts": list(config.hosts), "per_host": config.per_host, "warm": config.warm}
+    egress = asdict(config.egress) | {"logs": str(run_dir / "network")}
+    return docker | {"runtime": config.runtime or None, "egress": egress, **pool}
 
 
 def start_ray(stack: AsyncExitStack, address: str) -> None:

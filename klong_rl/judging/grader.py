@@ -6,6 +6,7 @@ EpisodeJudge  what a reward is handed as `judge` for one episode (klong_rl.rewar
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -146,10 +147,9 @@ class Grader:
             if not self._at_work[group]:
                 del self._at_work[group]
                 self._endpoint.queue.forget(group)
-        if not 0.0 <= verdict.score <= 1.0:
-            raise TaskFailure(
-                f"reward {self._reward_config.get('_target_')} gave {verdict.score}; scores are in [0, 1]"
-            )
+        if not 0.0 <= verdict.score <= 1.0 or not all(map(math.isfinite, verdict.parts.values())):
+            name = self._reward_config.get("_target_")
+            raise TaskFailure(f"{name} gave {verdict.score} of {verdict.parts}; a score is in [0, 1], parts are finite")
         verdict = await in_thread(self._keep, episode, epoch, judge, verdict)
         return Graded(verdict, judge.snapshot if config.keep_snapshots else "")
 

@@ -1,4 +1,4 @@
-"""The record of one verdict: all that it rests on, signed. RUN/judging/records/EPISODE.eEPOCH.json
+"""The record of one verdict: all that it rests on, signed. RUN/judging/records/EPISODE.eEPOCH.HASH.json
 
 Contents are kept in `klong_rl.judging.store` and named here by their hashes; the signature is an HMAC-SHA256 over the
 record's canonical JSON, so neither the record nor what it names can be changed without notice by who lacks the key.
@@ -100,8 +100,9 @@ def signing_key(file: str) -> bytes | None:
 
 
 def signed(record: Record, key: bytes | None) -> Record:
-    """The record with its signature; with "" where there is no key."""
-    bare = msgspec.structs.replace(record, signature="")
+    """The record with its signature; with "" where there is no key. As it is read back: a float that was given as 1
+    is 1.0, so the signature is over what a reader sees."""
+    bare = msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(record, signature="")), Record)
     return msgspec.structs.replace(bare, signature=_signature(bare, key) if key else "")
 
 
@@ -122,10 +123,11 @@ class Records:
         self.folder = folder
 
     def write(self, record: Record) -> str:
-        """The SHA-256 of the file. A judge that judges again after a crash writes the same name again."""
+        """The SHA-256 of the file, which the verdict then names: only one of two that judged at once is believed."""
         data = canonical(msgspec.to_builtins(record))
-        write_whole(self.folder / f"{quote(record.episode, safe='')}.e{record.epoch}.json", data)
-        return digest(data)
+        sha256 = digest(data)
+        write_whole(self.folder / f"{quote(record.episode, safe='')}.e{record.epoch}.{sha256[:12]}.json", data)
+        return sha256
 
     def all(self) -> list[tuple[Record, str]]:
         """Every record with its file's SHA-256, by name. Raises ValueError for one that is none."""

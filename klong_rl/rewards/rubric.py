@@ -50,7 +50,7 @@ async def rubric(
         by_category.setdefault(leaf.category, []).append(scores[leaf.id])
     parts = {category: sum(found) / len(found) for category, found in by_category.items()}
     evidence = {"rubric_version": tree.version, "leaves": str(len(tree.leaves)), "files": str(len(files))}
-    return Verdict(score=root, parts=parts | {"solved": float(root == 1.0)}, evidence=evidence)
+    return Verdict(score=root, parts=parts | {"rubric": root, "solved": float(root == 1.0)}, evidence=evidence)
 
 
 def _rubric_of(episode: FinishedEpisode, only_code: bool, max_depth: int | None) -> Rubric:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
+from klong_rl.cli import load_config
+from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure, TaskFailure
+from klong_rl.types import Verdict
 from tests.fake_judge import FakeJudge
 from tests.judged import bench, finished, reward
 from tests.unit.judging.trees import leaf, node, small
@@ -87,7 +92,13 @@ async def test_a_rubric_is_judged_leaf_by_leaf_and_aggregated(tmp_path):
             finished(rubric=small()), "echo 'def train(): ...' > train.py; mkdir .git; echo x > .git/y"
         )
         assert graded.verdict.score == pytest.approx(0.5)
-        assert graded.verdict.parts == {"Code Development": 1, "Code Execution": 0, "Result Analysis": 0, "solved": 0}
+        assert graded.verdict.parts == {
+            "Code Development": 1,
+            "Code Execution": 0,
+            "Result Analysis": 0,
+            "rubric": 0.5,
+            "solved": 0,
+        }
         assert len(fake.asked) == 3 and all("def train(): ..." in each["messages"][1]["content"] for each in fake.asked)
         record = stage.record()
         assert sorted(call.about for call in record.calls) == ["a1", "a2", "b"] and record.model == "m"
@@ -167,3 +178,57 @@ async def test_a_task_without_a_rubric_that_works_is_broken_and_not_scored(tmp_p
     async with bench(tmp_path, RUBRIC) as stage:
         with pytest.raises(TaskFailure, match="task t can't be judged by its rubric"):
             await stage.grade(finished(**secret), "echo 1 > a.py")
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+async def test_a_reward_of_ones_own_is_a_short_function_and_a_line_of_config(tmp_path, monkeypatch):
+    source = (EXAMPLES / "shortest_answer.py").read_text()
+    (function,) = [each for each in ast.parse(source).body if isinstance(each, ast.AsyncFunctionDef)]
+    assert function.end_lineno - function.lineno + 1 <= 15
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    config, _ = load_config([f"reward._target_=shortest_answer.{function.name}"])
+    async with bench(tmp_path, config.reward) as stage:
+        assert (await stage.grade(finished(), "printf 4711 > answer")).verdict.score == 0.25
+        assert (await stage.grade(finished())).verdict.score == 0
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.parent.glob("conf/reward/*.yaml")))
+async def test_every_reward_is_chosen_by_its_name(tmp_path, name):
+    endpoint = ["judge.endpoint.url=http://judge/v1", "judge.endpoint.model=m"] if name == "rubric" else []
+    config, _ = load_config([f"reward={name}", *endpoint])
+    async with bench(tmp_path, config.reward) as stage:
+        with pytest.raises(TaskFailure, match="task t "):
+            await stage.grade(finished())
+
+
+def test_a_rubric_needs_an_endpoint_and_says_so():
+    with pytest.raises(UserError, match="judge.endpoint.url"):
+        load_config(["reward=rubric"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "judge.endpoint.url=host:80",
+        "judge.endpoint.requests_per_s=0",
+        "judge.endpoint.concurrent=0",
+        "judge.endpoint.context_tokens=1000",
+        "judge.wait_s=0",
+    ],
+)
+def test_settings_of_judging_that_can_not_work_are_refused(override):
+    with pytest.raises(UserError, match=override.split("=")[0]):
+        load_config([override])
+
+
+async def test_a_score_that_is_none_is_the_tasks_failure(tmp_path):
+    async with bench(tmp_path, EXACT) as stage:
+        stage.grader._reward = out_of_range
+        with pytest.raises(TaskFailure, match="a score is in"):
+            await stage.grade(finished())
+
+
+async def out_of_range(episode, sandbox, judge):
+    return Verdict(score=1.5)
