@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from klong_rl import curriculum
 from klong_rl.advantages import advantage_rule
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from klong_rl.fine_tuning.config import SftConfig
 
 
+RUBRIC = "klong_rl.rewards.rubric."  # in the reward's configuration, or in a part of it: it needs an endpoint
+
+
 def check(config: RunConfig) -> None:
     """Raise UserError for a value that can't work."""
     check_name(config.name)
@@ -24,7 +27,7 @@ def check(config: RunConfig) -> None:
         raise UserError(f"agent.temperature={config.agent.temperature} must be above 0: what is sampled is trained")
     _check_counts(config)
     _check_buffer(config.buffer)
-    _check_judge(config.judge)
+    _check_judge(config.judge, config.reward)
     _check_sandbox(config.sandbox)
     _check_stages(config)
     check_window(config)
@@ -79,8 +82,13 @@ def _check_buffer(buffer: BufferConfig) -> None:
             raise UserError(str(error)) from error
 
 
-def _check_judge(judge: JudgeConfig) -> None:
+def _check_judge(judge: JudgeConfig, reward: dict[str, Any]) -> None:
     endpoint = judge.endpoint
+    if RUBRIC in str(reward) and not (endpoint.url and endpoint.model):
+        raise UserError(
+            "the reward asks a judge model, and judge.endpoint.url or judge.endpoint.model is empty; set both, "
+            "for example judge.endpoint.url=http://127.0.0.1:8000/v1 judge.endpoint.model=NAME"
+        )
     if endpoint.url and not re.match(r"https?://[^/]", endpoint.url):
         raise UserError(f"judge.endpoint.url={endpoint.url} is no address; use http://HOST:PORT/v1 or https://HOST/v1")
     for name, value in (

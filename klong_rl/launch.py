@@ -167,20 +167,6 @@ class Launch:
         show_finished(self.run_dir, self.progress)
         return 0
 
-<<<<<<< HEAD
-    def _sandbox_spec(self) -> dict[str, Any]:
-        config = self.config.sandbox
-        if config.kind == "process":
-            allow = config.allow_unisolated
-            return {"_target_": "sandboxes.process.ProcessSandboxes", "run": self.run_id, "allow_unisolated": allow}
-        docker = {"_target_": "sandboxes.docker.DockerSandboxes", "run": self.run_id}
-        pool = {"hosts": list(config.hosts), "per_host": config.per_host, "warm": config.warm}
-        pool["snapshot_bytes"] = int(config.snapshot_gb * 1e9)
-        egress = asdict(config.egress) | {"logs": str(self.run_dir / "network")}
-        return docker | {"runtime": config.runtime or None, "egress": egress, **pool}
-
-=======
->>>>>>> d189281 (Judge stored episodes again, and audit verdicts)
     async def _sort_out_sandboxes(self, stack: AsyncExitStack, spec: dict[str, Any], buffer: Buffer) -> None:
         """Of an earlier launch, keep those whose episodes go on, to be adopted. At the end none is kept."""
         factory = instantiate(spec)

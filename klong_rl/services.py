@@ -75,6 +75,7 @@ def sandbox_factory(config: SandboxConfig, run_dir: Path, run_id: str) -> dict[s
         return {"_target_": "sandboxes.process.ProcessSandboxes", "run": run_id, "allow_unisolated": allow}
     docker = {"_target_": "sandboxes.docker.DockerSandboxes", "run": run_id}
     pool = {"hosts": list(config.hosts), "per_host": config.per_host, "warm": config.warm}
+    pool["snapshot_bytes"] = int(config.snapshot_gb * 1e9)
     egress = asdict(config.egress) | {"logs": str(run_dir / "network")}
     return docker | {"runtime": config.runtime or None, "egress": egress, **pool}
 
