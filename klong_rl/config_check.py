@@ -16,7 +16,6 @@ from klong_rl.groups import CUT_RULES
 if TYPE_CHECKING:
     from klong_rl.fine_tuning.config import SftConfig
 
-
 RUBRIC = "klong_rl.rewards.rubric."  # in the reward's configuration, or in a part of it: it needs an endpoint
 
 

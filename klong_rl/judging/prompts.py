@@ -37,7 +37,8 @@ def leaf_messages(
 ) -> list[dict[str, str]]:
     """The chat messages for one leaf, at most `room_tokens` long; files in `order`, as many as fit.
 
-    `above` are the requirements of the leaf's ancestors, `paper` is what the task is about, if it is at hand.
+    `above` are the requirements of the leaf's ancestors, `paper` is what the task is about, if it is at hand. Nobody
+    can write the marker around a file into that file: it is a hash of what is shown.
     """
     values, last = _SHARE if leaf.category == SUBTREE else _WHOLE
     system = _RULES.format(values=values)
@@ -50,7 +51,7 @@ def leaf_messages(
     room = max(0, room_tokens * CHARS_A_TOKEN - len(system) - len(question) - NAMES_CHARS)
     context = cut(paper, int(room * PAPER_SHARE)) if paper else ""
     texts = fit(files, order, room - len(context))
-    marker = hashlib.sha256("\0".join([*files, *files.values()]).encode(errors="replace")).hexdigest()[:12]
+    marker = hashlib.sha256("\0".join([*texts, *texts.values()]).encode(errors="replace")).hexdigest()[:12]
     shown = "\n".join(f"<{marker} file={path!r}>\n{text}\n</{marker}>" for path, text in texts.items())
     missing = _names([path for path in order if path not in texts])
     parts = [f"The paper:\n{context}"] if context else []

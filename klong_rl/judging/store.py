@@ -1,6 +1,7 @@
 """What verdicts rest on, kept by content in RUN/judging: files are written aside and renamed, so whole or absent.
 
-    blobs/ab/SHA256     files that rewards read, tasks, rubrics, requests to the judge model and its raw replies
+    blobs/ab/SHA256     files that rewards read, tasks, rubrics, requests to the judge model and its raw replies:
+                        compressed (zlib), named by the hash of the content
     replies/ab/SHA256   by the hash of a request, model and all, the hash of its valid reply
 
 A request that was answered is never sent again, by whichever process of the run, and a verdict can be replayed.
@@ -12,12 +13,14 @@ import hashlib
 import json
 import os
 import secrets
+import zlib
 from pathlib import Path
 from typing import Any
 
 from klong_rl.failures import InfrastructureFailure
 
 FOLDER = "judging"  # of a run directory
+FAST = 1  # of zlib's levels: requests repeat a submission's files, and shrink to a quarter at once
 
 
 class Damaged(InfrastructureFailure):
@@ -45,16 +48,18 @@ class Store:
         name = digest(data)
         path = self._path("blobs", name)
         if not path.exists():
-            write_whole(path, data)
+            write_whole(path, zlib.compress(data, FAST))
         return name
 
     def get(self, name: str) -> bytes:
         """Raises Damaged where it was changed or isn't kept any more."""
         path = self._path("blobs", name)
         try:
-            data = path.read_bytes()
+            data = zlib.decompress(path.read_bytes())
         except FileNotFoundError:
             raise Damaged(f"{path} is not kept any more") from None
+        except zlib.error as error:
+            raise Damaged(f"{path} was changed since it was written: {error}") from error
         if digest(data) != name:
             raise Damaged(f"{path} was changed since it was written: its hash is {digest(data)}")
         return data

@@ -49,31 +49,37 @@ def listed(output: str) -> list[str]:
     return [path for _, path in sorted((int(match[1]), match[2]) for match in found if match)]
 
 
-def ranked(files: Mapping[str, str], requirement: str) -> list[str]:
-    """The paths, those that a requirement is about first: by BM25 on path and text, FIRST_FILES before all.
+class Ranking:
+    """The order of a submission's files for any requirement: FIRST_FILES, then by BM25 on path and text.
 
     PaperBench has the judge model rank them, a request for each leaf; this needs none and answers the same each time.
+    Made once: it counts all words.
     """
-    words = {path: Counter(_words(f"{path}\n{text}")) for path, text in files.items()}
-    mean = sum(map(Counter.total, words.values())) / max(1, len(words)) or 1.0
-    wanted = set(_words(requirement)) - _EMPTY
-    rarity = {word: _rarity(sum(word in found for found in words.values()), len(words)) for word in wanted}
 
-    def score(path: str) -> float:
-        found = words[path]
-        norm = _K1 * (1 - _B + _B * found.total() / mean)
-        return sum(rarity[word] * found[word] * (_K1 + 1) / (found[word] + norm) for word in wanted)
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._counts = {path: Counter(_words(f"{path}\n{text}")) for path, text in files.items()}
+        self._totals = {path: found.total() for path, found in self._counts.items()}
+        self._mean = sum(self._totals.values()) / max(1, len(files)) or 1.0
+        self._with = Counter(word for found in self._counts.values() for word in found)
 
-    return sorted(files, key=lambda path: (not _is_first(path), -score(path), path))
+    def order(self, requirement: str) -> list[str]:
+        """The paths, those that a requirement is about first."""
+        wanted = {word: self._rarity(word) for word in set(_words(requirement)) - _EMPTY}
+
+        def score(path: str) -> float:
+            found, norm = self._counts[path], _K1 * (1 - _B + _B * self._totals[path] / self._mean)
+            return sum(rarity * found[word] * (_K1 + 1) / (found[word] + norm) for word, rarity in wanted.items())
+
+        return sorted(self._counts, key=lambda path: (not _is_first(path), -score(path), path))
+
+    def _rarity(self, word: str) -> float:
+        n_with = self._with[word]
+        return math.log(1 + (len(self._counts) - n_with + 0.5) / (n_with + 0.5))
 
 
 def _words(text: str) -> list[str]:
     """Lower-case words and numbers; `learningRate` and `learning_rate` have the same two."""
     return _WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
-
-
-def _rarity(n_with: int, n: int) -> float:
-    return math.log(1 + (n - n_with + 0.5) / (n_with + 0.5))
 
 
 def _is_first(path: str) -> bool:

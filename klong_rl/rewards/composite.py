@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from klong_rl.errors import UserError
 from klong_rl.failures import AgentFailure
 from klong_rl.rewards.base import FinishedEpisode, Judge
 from klong_rl.types import Verdict
@@ -19,7 +20,7 @@ async def composite(
     """
     total = sum(part["weight"] for part in parts.values())
     if not parts or any(part["weight"] < 0 for part in parts.values()) or total <= 0:
-        raise ValueError(f"reward.parts={list(parts)} need weights of 0 or more that sum to more than 0")
+        raise UserError(f"reward.parts={list(parts)} need weights of 0 or more that sum to more than 0")
     score, scores, evidence = 0.0, {}, {}
     for name, part in parts.items():
         try:

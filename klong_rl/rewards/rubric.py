@@ -16,7 +16,7 @@ from klong_rl.blocking import in_thread
 from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.judging.prompts import leaf_messages, parse_score
 from klong_rl.judging.rubric import Node, Rubric, RubricError, aggregate, cap, code_only, from_tree, load
-from klong_rl.judging.submission import ranked, read_submission
+from klong_rl.judging.submission import Ranking, read_submission
 from klong_rl.rewards.base import FinishedEpisode, Judge
 from klong_rl.types import Verdict
 
@@ -71,12 +71,13 @@ def _rubric_of(episode: FinishedEpisode, only_code: bool, max_depth: int | None)
 
 async def _judged(judge: Judge, tree: Rubric, files: Mapping[str, str], paper: str) -> dict[str, float]:
     """The score of each leaf by its id. Raises InfrastructureFailure if one of them is invalid."""
-    room = asyncio.Semaphore(LEAVES_AT_ONCE)
+    room, ranking = asyncio.Semaphore(LEAVES_AT_ONCE), await in_thread(Ranking, files)
 
     async def score(leaf: Node) -> float:
         async with room:
-            order = await in_thread(ranked, files, f"{leaf.requirements} {' '.join(tree.above(leaf)[-1:])}")
-            messages = leaf_messages(leaf, tree.above(leaf), paper, files, order, judge.room_tokens)
+            above = tree.above(leaf)
+            order = ranking.order(" ".join([leaf.requirements, *above[-1:]]))
+            messages = leaf_messages(leaf, above, paper, files, order, judge.room_tokens)
             return await judge.ask(messages, lambda reply: parse_score(reply, leaf.category), about=leaf.id)
 
     leaves = tree.leaves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -15,7 +16,7 @@ from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.judging.endpoint import Endpoint, retry_after_s
 from klong_rl.judging.lane import Urgency
-from klong_rl.judging.store import Damaged, Store
+from klong_rl.judging.store import Damaged, Store, digest
 from tests.fake_judge import FakeJudge
 
 pytestmark = pytest.mark.integration
@@ -59,8 +60,8 @@ async def test_a_kept_reply_that_was_changed_is_never_used(tmp_path):
     async with FakeJudge() as fake, endpoint(tmp_path, fake.url) as judge:
         answer = await judge.ask(question("a"), "g")
         await judge.keep(answer)
-        (path,) = [each for each in tmp_path.rglob("blobs/*/*") if each.read_text() == answer.text]
-        path.write_text("Score: 1")
+        (path,) = tmp_path.rglob(f"blobs/*/{digest(answer.text.encode())}")
+        path.write_bytes(zlib.compress(b"Score: 1"))
         with pytest.raises(Damaged, match="was changed"):
             await judge.ask(question("a"), "g")
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from klong_rl.judging.prompts import CHARS_A_TOKEN, cut, fit, leaf_messages, parse_score
 from klong_rl.judging.rubric import from_tree
-from klong_rl.judging.submission import listed, ranked
+from klong_rl.judging.submission import Ranking, listed
 from tests.unit.judging.trees import small
 
 CODE = "Code Development"
@@ -22,7 +22,7 @@ FILES = {
 def asked(files=FILES, paper="", order=None, room_tokens=ROOM_TOKENS) -> str:
     rubric = from_tree(small())
     leaf = rubric.leaves[0]
-    order = order or ranked(files, leaf.requirements)
+    order = order or Ranking(files).order(leaf.requirements)
     messages = leaf_messages(leaf, rubric.above(leaf), paper, files, order, room_tokens)
     assert [message["role"] for message in messages] == ["system", "user"]
     return "\n".join(message["content"] for message in messages)
@@ -67,10 +67,10 @@ def test_a_cut_text_keeps_beginning_and_end(most):
 
 
 def test_files_are_ranked_by_what_the_requirement_is_about():
-    assert ranked(FILES, "The learning rate of training is 3")[:2] == ["README.md", "src/train.py"]
-    assert ranked(FILES, "A figure shows the entropy")[:2] == ["README.md", "src/plot.py"]
-    assert ranked({}, "anything") == []
-    assert ranked({"trainLoop.py": "", "other.py": ""}, "the train loop")[0] == "trainLoop.py"
+    assert Ranking(FILES).order("The learning rate of training is 3")[:2] == ["README.md", "src/train.py"]
+    assert Ranking(FILES).order("A figure shows the entropy")[:2] == ["README.md", "src/plot.py"]
+    assert Ranking({}).order("anything") == []
+    assert Ranking({"trainLoop.py": "", "other.py": ""}).order("the train loop")[0] == "trainLoop.py"
 
 
 def test_a_listing_gives_paths_near_the_top_first():
