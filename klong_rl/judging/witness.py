@@ -78,7 +78,7 @@ class Replayed:
 
     def __init__(self, episode: str, reads: Sequence[Read], commands: Sequence[Command], store: Store) -> None:
         self.episode = episode
-        self._reads = {(read.path, read.limit): read for read in reads}
+        self._reads = {read.path: read for read in sorted(reads, key=lambda read: read.limit)}  # the longest stays
         self._commands = {run.command: run for run in commands if not run.is_fresh}
         self._store = store
 
@@ -86,12 +86,15 @@ class Replayed:
         """Nothing runs."""
 
     async def read(self, path: str, limit: int = 1 << 20) -> bytes:
-        kept = self._reads.get((path, limit))
+        kept = self._reads.get(path)
         if kept is None:
-            raise NotKept(f"the file {path} (up to {limit} bytes) was not read when {self.episode} was judged")
+            raise NotKept(f"the file {path} was not read when {self.episode} was judged")
         if not kept.blob:
             raise FileNotFoundError(path)
-        return await in_thread(self._store.get, kept.blob)
+        data = await in_thread(self._store.get, kept.blob)
+        if len(data) == kept.limit < limit:
+            raise NotKept(f"of the file {path}, {limit} bytes are asked for and {kept.limit} were read")
+        return data[:limit]
 
     async def exec(self, command: str, *, timeout_s: float, output_limit: int = 16384) -> ReplayedResult:
         kept = self._commands.get(command)

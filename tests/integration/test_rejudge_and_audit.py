@@ -18,6 +18,9 @@ from klong_rl.buffer.archive import ArchiveFiles, ConsumedGroup
 from klong_rl.buffer.records import EpisodeView, Member
 from klong_rl.config import JudgeConfig, RunConfig
 from klong_rl.errors import UserError
+from klong_rl.judging.record import Read
+from klong_rl.judging.store import Store
+from klong_rl.judging.witness import NotKept, Replayed
 from klong_rl.types import Segment, Turn
 from tests.fake_judge import FakeJudge, coin
 from tests.judged import bench, finished, reward
@@ -99,6 +102,20 @@ async def test_what_was_not_stored_is_said_and_never_scored(tmp_path):
     assert result.score is None and "no snapshot of it was kept (judge.keep_snapshots)" in result.problem
     (result,) = (await in_thread(run.rejudge, *RUBRIC_AT("http://127.0.0.1:1/v1"))).values()
     assert result.score is None and "has no rubric" in result.problem
+
+
+async def test_evidence_answers_what_was_asked_and_nothing_else(tmp_path):
+    sandbox = Replayed("e", [], [], Store(tmp_path))
+    with pytest.raises(NotKept, match="the file other was not read"):
+        await sandbox.read("other")
+    with pytest.raises(NotKept, match="the command 'ls' was not run"):
+        await sandbox.exec("ls", timeout_s=1)
+    store = Store(tmp_path)
+    reads = [Read(path="a", limit=4, blob=store.put(b"47")), Read(path="b", limit=4, blob=store.put(b"4711"))]
+    sandbox = Replayed("e", reads, [], store)
+    assert (await sandbox.read("a", limit=9), await sandbox.read("b", limit=2)) == (b"47", b"47")
+    with pytest.raises(NotKept, match="9 bytes are asked for and 4 were read"):
+        await sandbox.read("b", limit=9)
 
 
 async def test_an_episode_without_a_record_is_named(tmp_path):

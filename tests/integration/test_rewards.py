@@ -46,19 +46,19 @@ async def test_hidden_tests_run_on_what_was_left(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "trick",
+    "trick, clean",
     [
-        "mkdir -p hidden/check.sh",
-        "mkdir hidden; echo 'exit 0' > hidden/check.sh; chmod a-w hidden/check.sh",
-        "ln -s /dev/null hidden",
-        "(while :; do mkdir -p hidden; echo 'exit 0' > hidden/check.sh; done) > /dev/null 2>&1 &",
-        "test() { true; }; export -f test 2> /dev/null; alias test=true; export PATH=/nowhere",
+        ("mkdir -p hidden/check.sh/in/the/way", 1),
+        ("mkdir hidden; echo 'exit 0' > hidden/check.sh; chmod a-w hidden/check.sh", 1),
+        ("ln -s /dev/null hidden", 0),  # nothing can be written there, which is the agent's doing
+        ("(while :; do mkdir -p hidden; echo 'exit 0' > hidden/check.sh; done) > /dev/null 2>&1 &", 1),
+        ("mkdir b; printf '#!/bin/sh\\nexit 0' > b/sh; chmod +x b/sh; export PATH=$PWD/b:$PATH", 1),
     ],
 )
-async def test_an_agent_can_not_stand_in_the_way_of_its_hidden_tests(tmp_path, trick):
+async def test_an_agent_can_not_stand_in_the_way_of_its_hidden_tests(tmp_path, trick, clean):
     async with bench(tmp_path, TESTS) as stage:
-        graded = await stage.grade(finished(**HIDDEN), "echo 4 > total", trick)
-        assert graded.verdict.parts.get("sum", 0) == 0 and graded.verdict.score <= 0.5
+        parts = (await stage.grade(finished(**HIDDEN), "echo 4 > total", trick)).verdict.parts
+        assert (parts.get("sum", 0), parts.get("clean", 0)) == (0, clean)
 
 
 async def test_a_test_that_does_not_end_fails(tmp_path):
