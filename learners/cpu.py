@@ -11,13 +11,17 @@ run unmodified on a CPU (torch 2.13, gloo) once:
    Weights come from a checkpoint and dropout is 0, so nothing is drawn from it;
 4. layers are Megatron's local ones, fusions off: the fused kernels are CUDA;
 5. Megatron's small fused functions run as they are: `torch.compile` would spend 14 s in the first step to save less;
-6. the bridge knows the local layers' norms, which Transformer Engine fuses into the linear layer that follows;
-7. torch's AdamW, which stands in for Transformer Engine's, has its step counters where the distributed optimizer looks
+6. the bridge is shown the local layers' parameters under Transformer Engine's names (`EngineNames`);
+7. experts run one after the other, and CUDA's streams, on which their dispatcher waits, are nothing (`_NoStream`);
+8. torch's AdamW, which stands in for Transformer Engine's, has its step counters where the distributed optimizer looks
    for them when it saves and loads (`mend_adam_state`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -35,6 +39,9 @@ TRANSFORMER_CONFIG = {
     "gradient_accumulation_fusion": False,
     # Megatron's torch norm doesn't take it; only activation memory is lost.
     "sequence_parallel": False,
+    "persist_layer_norm": False,
+    "moe_grouped_gemm": False,
+    "moe_shared_expert_overlap": False,
 }
 
 
@@ -89,11 +96,27 @@ class PackedAttention(torch.nn.Module):
         return torch.cat(contexts, 2)[0].transpose(0, 1).flatten(1)
 
 
+class _NoStream:
+    """A CUDA stream, or an event on one, where all that was begun is done."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing to wait for."""
+
+    def record_event(self) -> _NoStream:
+        return self
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
 def install(num_threads: int) -> None:
     """Make this process's torch a CPU-only one, for good. Call before Megatron builds anything."""
     torch.set_num_threads(num_threads)
     torch.cuda.current_device = lambda: CPU
     torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.Stream = _NoStream
+    torch.cuda.current_stream = lambda device=None: _NoStream()
+    torch.cuda.stream = contextlib.nullcontext
     CudaMeansCpu().__enter__()
 
     # Must come first: other Megatron modules bind the fuser when they are imported.
@@ -103,32 +126,58 @@ def install(num_threads: int) -> None:
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    from megatron.core.transformer.moe import moe_utils
+
+    moe_utils.te_general_gemm = None  # asked for, but defined only where Transformer Engine is
 
 
 def use_local_layers(bridge: Any) -> None:
-    """Have an mbridge bridge build Megatron's local layers, and know their parameters' names."""
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    """Have an mbridge bridge build Megatron's local layers, and know their parameters."""
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+    from megatron.core.utils import unwrap_model
 
-    def layer_spec(vp_stage: int | None = None) -> Any:
-        spec = get_gpt_layer_local_spec(
-            num_experts=bridge.config.num_moe_experts,
-            qk_layernorm=bridge.config.qk_layernorm,
-            normalization="RMSNorm",
-        )
-        spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    def block_spec(vp_stage: int | None = None) -> Any:
+        spec = get_gpt_decoder_block_spec(bridge.config, False, normalization="RMSNorm", vp_stage=vp_stage)
+        for layer in spec.layer_specs:
+            layer.submodules.self_attention.submodules.core_attention = PackedAttention
         return spec
 
-    bridge._get_transformer_layer_spec = layer_spec
-    bridge._OTHER_MAPPING = {
-        **bridge._OTHER_MAPPING,
-        "input_layernorm.weight": ["model.layers.{layer_number}.input_layernorm.weight"],
-    }
-    bridge._MLP_MAPPING = {
-        **bridge._MLP_MAPPING,
-        "pre_mlp_layernorm.weight": ["model.layers.{layer_number}.post_attention_layernorm.weight"],
-    }
+    bridge._get_transformer_layer_spec = block_spec
     # The provider passes `vp_stage` on only where the spec function takes one.
     bridge.has_vp_stage = True
+    load, export = bridge.load_weights, bridge.export_weights
+    bridge.load_weights = lambda chunks, folder: load([EngineNames(unwrap_model(chunk)) for chunk in chunks], folder)
+    bridge.export_weights = lambda chunks: export([EngineNames(unwrap_model(chunk)) for chunk in chunks])
+
+
+class EngineNames:
+    """A GPTModel of local layers whose parameters go by Transformer Engine's names, the ones that mbridge knows.
+
+    There a norm is part of the linear layer that follows it, and the experts of a rank are one module.
+    """
+
+    def __init__(self, gpt: torch.nn.Module):
+        self.decoder = gpt.decoder
+        self._gpt = gpt
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((self._rename(name), parameter) for name, parameter in self._gpt.named_parameters())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {self._rename(name): tensor for name, tensor in self._gpt.state_dict().items()}
+
+    def _rename(self, name: str) -> str:
+        if not (found := re.match(r"decoder\.layers\.(\d+)\.", name)):
+            return name
+        layer = self.decoder.layers[int(found[1])]
+        if layer.config.multi_latent_attention:
+            name = name.replace("attention.q_layernorm.", "attention.linear_q_up_proj.layer_norm_")
+            name = name.replace("attention.kv_layernorm.", "attention.linear_kv_up_proj.layer_norm_")
+        else:
+            name = name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
+        if not hasattr(layer.mlp, "experts"):
+            name = name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
+        return re.sub(r"experts\.local_experts\.(\d+)\.(linear_fc\d)\.weight", r"experts.\2.weight\1", name)
 
 
 def mend_adam_state(optimizer: Any) -> None:

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from klong_rl.config import OptimizerConfig
 from klong_rl.errors import UserError
-from learners import cpu, gpu
+from learners import cpu, families, gpu
 from learners.job import LearnerJob
 
 
@@ -46,11 +47,10 @@ def read_hf_config(folder: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"model={folder!r} is not a Hugging Face folder: {path} is missing")
     config = json.loads(path.read_text())
-    # rope_scaling: as transformers 4 wrote it. mbridge 0.15 would build such a model unscaled, without a word.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise UserError(f"model={folder!r} has rope_type={kind!r}, which the bridge can't build; only 'default' works")
+    try:
+        families.check(config)
+    except UserError as error:
+        raise UserError(f"model={folder!r}: {error}") from error
     return config
 
 
@@ -83,11 +83,8 @@ def _bridge(job: LearnerJob) -> Any:
     from transformers import AutoConfig
 
     hf_config = AutoConfig.from_pretrained(job.model)
-    # transformers 5 keeps the base in rope_parameters; mbridge 0.15 reads the attribute of transformers 4.
-    rope = getattr(hf_config, "rope_parameters", None)
-    if rope and not hasattr(hf_config, "rope_theta"):
-        hf_config.rope_theta = rope["rope_theta"]
-    bridge = AutoBridge.from_config(hf_config, dtype=getattr(torch, job.learner.dtype))
+    dtype = getattr(torch, job.learner.dtype)
+    bridge, settings = families.mend(partial(AutoBridge.from_config, dtype=dtype), hf_config)
     on_cpu = job.learner.device == "cpu"
     bridge.set_extra_args(
         # Gradients are divided once, by the sum of the objective's weights over all micro-batches and ranks.
@@ -96,6 +93,7 @@ def _bridge(job: LearnerJob) -> Any:
         # The sampler drops nothing, so neither may the learner: their log-probs must agree.
         attention_dropout=0.0,
         hidden_dropout=0.0,
+        **settings,
         **(cpu if on_cpu else gpu).TRANSFORMER_CONFIG,
     )
     if on_cpu:
