@@ -13,7 +13,8 @@ run unmodified on a CPU (torch 2.13, gloo) once:
 5. Megatron's small fused functions run as they are: `torch.compile` would spend 14 s in the first step to save less;
 6. the bridge is shown the local layers' parameters under Transformer Engine's names (`EngineNames`);
 7. experts run one after the other, and CUDA's streams, on which their dispatcher waits, are nothing (`_NoStream`);
-8. torch's AdamW, which stands in for Transformer Engine's, has its step counters where the distributed optimizer looks
+8. norms are torch's, marked for sequence parallelism (`RMSNorm`);
+9. torch's AdamW, which stands in for Transformer Engine's, has its step counters where the distributed optimizer looks
    for them when it saves and loads (`mend_adam_state`).
 """
 
@@ -37,8 +38,6 @@ TRANSFORMER_CONFIG = {
     "bias_activation_fusion": False,
     "bias_dropout_fusion": False,
     "gradient_accumulation_fusion": False,
-    # Megatron's torch norm doesn't take it; only activation memory is lost.
-    "sequence_parallel": False,
     "persist_layer_norm": False,
     "moe_grouped_gemm": False,
     "moe_shared_expert_overlap": False,
@@ -126,20 +125,39 @@ def install(num_threads: int) -> None:
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
 
-    moe_utils.te_general_gemm = None  # asked for, but defined only where Transformer Engine is
+    # Both are asked for, but there only where Transformer Engine is.
+    moe_utils.te_general_gemm = None
+    multi_latent_attention.TELinear = ()  # which nothing is an instance of
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's, which Megatron's own wrapper refuses to build for rows that are split over tensor ranks."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float, **_: Any):
+        super().__init__(hidden_size, eps)
+        # Each rank has the gradient of its part of the row: Megatron sums those of parameters with this mark.
+        self.weight.sequence_parallel = config.sequence_parallel
 
 
 def use_local_layers(bridge: Any) -> None:
     """Have an mbridge bridge build Megatron's local layers, and know their parameters."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
     from megatron.core.utils import unwrap_model
 
     def block_spec(vp_stage: int | None = None) -> Any:
         spec = get_gpt_decoder_block_spec(bridge.config, False, normalization="RMSNorm", vp_stage=vp_stage)
+        spec.layer_norm = RMSNorm
         for layer in spec.layer_specs:
-            layer.submodules.self_attention.submodules.core_attention = PackedAttention
+            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+            attention = layer.submodules.self_attention.submodules
+            attention.core_attention = PackedAttention
+            for norm in ("q_layernorm", "k_layernorm", "kv_layernorm"):
+                if getattr(attention, norm, None) is WrappedTorchNorm:
+                    setattr(attention, norm, RMSNorm)
         return spec
 
     bridge._get_transformer_layer_spec = block_spec

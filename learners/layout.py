@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,6 +29,11 @@ class ParallelLayout:
         """Ranks this layout needs."""
         return self.tensor * self.pipeline * self.context * self.data
 
+    @property
+    def expert_tensor(self) -> int:
+        """Ranks that share one expert: where experts are spread they stay whole, since their matrices are small."""
+        return 1 if self.expert > 1 else self.tensor
+
     def check(self, model: Mapping[str, Any], pad_to: int) -> None:
         """Refuse, before any weights load, a layout that doesn't divide `model` (an HF config as a dict).
 
@@ -38,18 +43,26 @@ class ParallelLayout:
             if getattr(self, name) < 1:
                 raise UserError(f"layout.{name}={getattr(self, name)} must be at least 1")
         if self.context > 1:
-            raise UserError(f"layout.context={self.context}: rows are not split over context ranks yet; use context=1")
-        heads = model["num_attention_heads"]
-        experts = model.get("num_local_experts") or model.get("num_experts") or 1
-        for what, value, dimension in (
-            ("num_attention_heads", heads, "tensor"),
-            ("num_key_value_heads", model.get("num_key_value_heads") or heads, "tensor"),
-            ("vocab_size", model["vocab_size"], "tensor"),
-            ("pad_to", pad_to, "tensor"),
-            ("num_hidden_layers", model["num_hidden_layers"], "pipeline"),
-            ("the number of experts", experts, "expert"),
-            ("layout.tensor x layout.data", self.tensor * self.data, "expert"),
-        ):
+            raise UserError(
+                f"layout.context={self.context}: a window is not split over context ranks, on GPUs neither; use "
+                "context=1, and tensor (which splits a row's activations too) or learner.recompute for long windows"
+            )
+        for what, value, dimension in self._divided(model, pad_to):
             size = getattr(self, dimension)
             if value % size:
                 raise UserError(f"layout.{dimension}={size} does not divide {what}={value}; choose a size that does")
+
+    def _divided(self, model: Mapping[str, Any], pad_to: int) -> Iterator[tuple[str, int, str]]:
+        """(what, how many, the dimension that has to divide it)."""
+        heads = model["num_attention_heads"]
+        yield "num_attention_heads", heads, "tensor"
+        yield "num_key_value_heads", model.get("num_key_value_heads") or heads, "tensor"
+        for name in ("vocab_size", "intermediate_size"):
+            yield name, model[name], "tensor"
+        yield "pad_to", pad_to, "tensor"
+        yield "num_hidden_layers", model["num_hidden_layers"], "pipeline"
+        counts = (model.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+        yield "the number of experts", next(filter(None, counts), 1), "expert"
+        yield "layout.tensor x layout.data", self.tensor * self.data, "expert"
+        if "moe_intermediate_size" in model:
+            yield "moe_intermediate_size", model["moe_intermediate_size"], "expert_tensor"

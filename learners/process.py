@@ -44,6 +44,7 @@ def join(job: LearnerJob, rank: int, store: TCPStore) -> torch.device:
         job.layout.pipeline,
         context_parallel_size=job.layout.context,
         expert_model_parallel_size=job.layout.expert,
+        expert_tensor_parallel_size=job.layout.expert_tensor,
         distributed_timeout_minutes=max(1, round(job.collective_timeout_s / 60)),
     )
     torch.manual_seed(job.seed)

@@ -5,7 +5,13 @@ import pytest
 from klong_rl.errors import UserError
 from learners.layout import ParallelLayout
 
-MODEL = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 6, "vocab_size": 512}
+MODEL = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 6,
+    "vocab_size": 512,
+    "intermediate_size": 96,
+}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +38,13 @@ def test_rows_must_split_over_tensor_ranks():
 def test_experts_must_fit_the_ranks():
     with pytest.raises(UserError, match="layout.expert=4 does not divide layout.tensor x layout.data=2"):
         ParallelLayout(expert=4, data=2).check(MODEL | {"num_experts": 8}, pad_to=16)
+
+
+def test_experts_are_cut_only_where_they_are_not_spread():
+    model = MODEL | {"n_routed_experts": 8, "moe_intermediate_size": 3}
+    ParallelLayout(tensor=2, expert=2).check(model, pad_to=16)
+    with pytest.raises(UserError, match="layout.expert_tensor=2 does not divide moe_intermediate_size=3"):
+        ParallelLayout(tensor=2).check(model, pad_to=16)
 
 
 def test_a_fitting_layout_passes():

@@ -1,0 +1,65 @@
+"""Every model family against transformers on the same weights: log-probs, and the tensors that come back out."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.learner_ranks import learner_job, made_windows, run_ranks
+from tests.model_families import CONFIGS, build
+
+# One process builds them all, one after the other: some half a minute.
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+WINDOWS = made_windows(8, longest=200)
+
+
+def logprobs_and_tensors(job, rank, device, folders):
+    """By model: its log-probs of WINDOWS, packed in one row, and its exported tensors."""
+    from learners import model, step
+    from learners.forward import Batch, window_logprobs
+
+    answers = {}
+    for name, folder in folders.items():
+        model.read_hf_config(str(folder))
+        one = model.build(dataclasses.replace(job, model=str(folder)))
+        batch = Batch(WINDOWS, job.pad_to, device)
+        tensors = {tensor_name: tensor.numpy() for tensor_name, tensor in model.export(one)}
+        answers[name] = window_logprobs(batch, step.logprobs(one, [batch], 1.0)[0]), tensors
+    return answers
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp("model") for name in CONFIGS}
+    return folders, {name: build(name, folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def ours(models):
+    return run_ranks(learner_job(), logprobs_and_tensors, models[0])[0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_logprobs_are_those_of_transformers(models, ours, name):
+    model, (logprobs, _) = models[1][name], ours[name]
+    for window in WINDOWS:
+        tokens = torch.from_numpy(window.tokens_T.astype(np.int64))[None]
+        theirs = model(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0].numpy()
+        targets = window.targets_T == 1
+        np.testing.assert_allclose(logprobs[window.id][targets], theirs[targets[1:]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_tensors_that_went_in_come_out(models, ours, name):
+    saved = {}
+    for file in Path(models[0][name]).glob("*.safetensors"):
+        saved |= load_file(file)
+    _, exported = ours[name]
+    assert exported.keys() == saved.keys()
+    for tensor_name, tensor in saved.items():
+        np.testing.assert_array_equal(exported[tensor_name], tensor.numpy(), err_msg=tensor_name)
