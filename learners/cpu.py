@@ -122,9 +122,12 @@ def install(num_threads: int) -> None:
     from megatron.core.jit import disable_jit_fuser
 
     disable_jit_fuser()
-    from megatron.core.tensor_parallel.random import initialize_rng_tracker
+    from megatron.core.tensor_parallel import random
 
-    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    # Recomputed activations are drawn as they were: nothing is, and there are no generators on a GPU.
+    random._get_cuda_rng_state = lambda *_, **__: None
+    random._set_cuda_rng_state = lambda *_, **__: None
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
 

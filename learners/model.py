@@ -24,6 +24,10 @@ from klong_rl.errors import UserError
 from learners import cpu, families, gpu
 from learners.job import LearnerJob
 
+SHARD_SIZE = "5GB"  # of a Hugging Face folder's files
+# Only what enters each layer is kept for the backward pass; the rest is computed again there.
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
 
 @dataclass(frozen=True)
 class Model:
@@ -94,6 +98,7 @@ def _bridge(job: LearnerJob) -> Any:
         attention_dropout=0.0,
         hidden_dropout=0.0,
         **settings,
+        **(RECOMPUTE if job.learner.recompute else {}),
         **(cpu if on_cpu else gpu).TRANSFORMER_CONFIG,
     )
     if on_cpu:
@@ -163,12 +168,12 @@ def _as_it_is(own: Any) -> Any:
 
 
 def save_hf(source: str, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write `tensors` into `folder` beside the config and tokenizer files of `source`."""
-    from safetensors.torch import save_file
+    """Write `tensors` into `folder`, in shards with an index if large, beside the config and tokenizer of `source`."""
+    from huggingface_hub import save_torch_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
     for path in Path(source).iterdir():
         if path.is_file() and not path.name.startswith(("model", "pytorch_model")):
             shutil.copy2(path, folder / path.name)
-    contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    whole = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_torch_state_dict(whole, folder, max_shard_size=SHARD_SIZE)

@@ -17,12 +17,13 @@ from klong_rl.types import Window
 from learners.job import LearnerJob
 
 
-def learner_job(folder: Path | str = "", token_budget: int = 256, **layout: int) -> LearnerJob:
+def learner_job(folder: Path | str = "", token_budget: int = 256, recompute: bool = False, **layout: int) -> LearnerJob:
     """Small micro-batches, and an eps for AdamW beside which rounding doesn't change a small gradient's direction."""
     learner = LearnerConfig(
         layout=LayoutConfig(**{"data": 1, **layout}),
         optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, eps=1e-5, warmup_steps=2),
         token_budget=token_budget,
+        recompute=recompute,
     )
     return LearnerJob(str(folder), learner, collective_timeout_s=120.0)
 

@@ -44,11 +44,11 @@ def folders(tmp_path_factory):
     return folders
 
 
-def trained(folders, **layout):
+def trained(folders, **settings):
     """By model: the merged metrics of each step, and the weights after the last."""
     from learners.step import merge
 
-    answers = run_ranks(learner_job(**layout), train, folders)
+    answers = run_ranks(learner_job(**settings), train, folders)
     return {
         name: ([merge(parts) for parts in zip(*(a[name][0] for a in answers), strict=True)], answers[0][name][1])
         for name in folders
@@ -72,3 +72,10 @@ def test_five_steps_are_those_of_one_process(folders, alone, layout):
         assert weights.keys() == wanted.keys()
         for tensor, value in wanted.items():
             np.testing.assert_allclose(weights[tensor], value, atol=1e-5, rtol=0, err_msg=f"{name} {tensor}")
+
+
+def test_recomputed_activations_change_nothing(folders, alone):
+    again = trained(folders, recompute=True)
+    for name in MODELS:
+        for tensor, value in alone[name][1].items():
+            np.testing.assert_array_equal(again[name][1][tensor], value, err_msg=f"{name} {tensor}")

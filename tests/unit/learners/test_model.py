@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from klong_rl.errors import UserError
+from learners import model
 from learners.model import read_hf_config
 
 
@@ -19,13 +22,43 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rope", [{"rope_parameters": {"rope_type": "llama3"}}, {"rope_scaling": {"type": "llama3", "factor": 8.0}}]
+    ("config", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2' is no family"),
+        (
+            {"model_type": "qwen3", "rope_parameters": {"rope_type": "yarn"}},
+            "rope_type='yarn' can't be built for qwen3",
+        ),
+        ({"model_type": "qwen2", "rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_type='linear' can't"),
+        (
+            {"model_type": "llama", "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+            "the model has .*'low_freq_factor': 2.0",
+        ),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "every layer has to have experts"),
+        ({"model_type": "glm4_moe", "num_experts_per_tok": 8, "norm_topk_prob": False}, "norm_topk_prob=false"),
+        (
+            {"model_type": "deepseek_v3", "num_experts_per_tok": 6, "n_group": 8, "topk_group": 2},
+            "num_experts_per_tok=6 over topk_group=2",
+        ),
+    ],
 )
-def test_scaled_positions_are_refused_rather_than_built_unscaled(tmp_path, rope):
-    with pytest.raises(UserError, match="rope_type='llama3'"):
-        read_hf_config(folder(tmp_path, **rope))
+def test_what_would_be_built_wrongly_is_refused_with_the_folder_and_the_setting(tmp_path, config, message):
+    with pytest.raises(UserError, match=f"{tmp_path.name}.*{message}"):
+        read_hf_config(folder(tmp_path, **config))
 
 
 @pytest.mark.parametrize("rope", [{}, {"rope_parameters": {"rope_type": "default"}}, {"rope_scaling": None}])
 def test_plain_positions_pass(tmp_path, rope):
-    assert read_hf_config(folder(tmp_path, vocab_size=512, **rope))["vocab_size"] == 512
+    assert read_hf_config(folder(tmp_path, model_type="llama", vocab_size=512, **rope))["vocab_size"] == 512
+
+
+def test_a_large_model_is_saved_in_shards_that_an_index_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "SHARD_SIZE", "1KB")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    tensors = {f"layer{i}": torch.randn(200) for i in range(3)}
+    model.save_hf(str(tmp_path / "source"), tmp_path / "hf", tensors)
+    index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index.keys() == tensors.keys() and len(set(index.values())) == 3
+    for name, file in index.items():
+        assert torch.equal(load_file(tmp_path / "hf" / file)[name], tensors[name])
