@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 import ray
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from actors.engine import Engine
@@ -139,6 +140,12 @@ async def test_the_learner_computes_what_transformers_does(learner, model, windo
     ours = learner.logprobs([WindowRef.of(window)], [window])["w"]
     targets_T = window.targets_T == 1
     np.testing.assert_allclose(ours[targets_T], expected(model, window.tokens_T)[targets_T[1:]], atol=EXACT)
+
+
+async def test_the_tensors_that_went_in_come_out(learner, folder):
+    ours, theirs = load_file(learner.publish(0)), load_file(folder / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 async def test_the_engine_speaks_and_ends_its_turn(engine, chat):
