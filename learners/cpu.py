@@ -11,7 +11,7 @@ run unmodified on a CPU (torch 2.13, gloo) once:
    Weights come from a checkpoint and dropout is 0, so nothing is drawn from it;
 4. layers are Megatron's local ones, fusions off: the fused kernels are CUDA;
 5. Megatron's small fused functions run as they are: `torch.compile` would spend 14 s in the first step to save less;
-6. the bridge is shown the local layers' parameters under Transformer Engine's names (`EngineNames`);
+6. the bridge is shown the local layers' parameters under other names (`TransformerEngineNames`);
 7. experts run one after the other, and CUDA's streams, on which their dispatcher waits, are nothing (`_NoStream`);
 8. norms are torch's, marked for sequence parallelism (`RMSNorm`);
 9. torch's AdamW, which stands in for Transformer Engine's, has its step counters where the distributed optimizer looks
@@ -166,12 +166,18 @@ def use_local_layers(bridge: Any) -> None:
     bridge._get_transformer_layer_spec = block_spec
     # The provider passes `vp_stage` on only where the spec function takes one.
     bridge.has_vp_stage = True
+
+    def named(chunk: Any) -> TransformerEngineNames:
+        return chunk if isinstance(chunk, TransformerEngineNames) else TransformerEngineNames(unwrap_model(chunk))
+
     load, export = bridge.load_weights, bridge.export_weights
-    bridge.load_weights = lambda chunks, folder: load([EngineNames(unwrap_model(chunk)) for chunk in chunks], folder)
-    bridge.export_weights = lambda chunks: export([EngineNames(unwrap_model(chunk)) for chunk in chunks])
+    names = bridge._weight_name_mapping_mcore_local_to_global
+    bridge.load_weights = lambda chunks, folder: load([named(chunk) for chunk in chunks], folder)
+    bridge.export_weights = lambda chunks: export([named(chunk) for chunk in chunks])
+    bridge._weight_name_mapping_mcore_local_to_global = lambda chunk, **options: names(named(chunk), **options)
 
 
-class EngineNames:
+class TransformerEngineNames:
     """A GPTModel of local layers whose parameters go by Transformer Engine's names, the ones that mbridge knows.
 
     There a norm is part of the linear layer that follows it, and the experts of a rank are one module.

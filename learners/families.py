@@ -15,8 +15,11 @@ Its bridges are of transformers 4 and of Megatron's pretraining. Under transform
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from klong_rl.errors import UserError
 
@@ -44,10 +47,43 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError(f"rope_type={rope['rope_type']!r} can't be built for {family}; only {ROPE_KINDS[family]} can")
     if rope["rope_type"] == "llama3" and any(rope.get(name, value) != value for name, value in LLAMA3.items()):
         raise UserError(f"rope_type='llama3' is built with {LLAMA3} and a factor alone; the model has {rope}")
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        raise UserError(f"hidden_act={activation!r} can't be built: only 'silu' can")
+    slides = config.get("use_sliding_window") or (family == "mixtral" and config.get("sliding_window"))
+    if slides and (config.get("sliding_window") or 0) < config.get("max_position_embeddings", 0):
+        raise UserError(
+            f"sliding_window={config['sliding_window']} can't be built: attention has to see a whole window"
+        )
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         raise UserError("mlp_only_layers and decoder_sparse_step can't be built: every layer has to have experts")
     if family in ("deepseek_v3", "glm4_moe"):
         _check_groups(config)
+
+
+def check_complete(bridge: Any, chunks: Sequence[Any], folder: str) -> None:
+    """Raise UserError if the folder has tensors that no rank's model took: it would be another model. A collective."""
+    taken = {
+        hf_name
+        for chunk in chunks
+        for name in bridge._weight_name_mapping_mcore_local_to_global(chunk).values()
+        if "_extra_state" not in name
+        for hf_name in bridge._weight_name_mapping_mcore_to_hf(name)
+    }
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, taken)
+    layers = bridge.hf_config.num_hidden_layers
+    left = sorted(set(bridge.safetensor_io.load_hf_weight_names()).difference(*ranks))
+    # Known to be left out: a copy of tied embeddings, what is computed anyway, scales, multi-token prediction.
+    known = ("lm_head.weight",) if bridge.hf_config.tie_word_embeddings else ()
+    left = [
+        name
+        for name in left
+        if name not in known
+        and not name.endswith(("rotary_emb.inv_freq", "_scale_inv"))
+        and not ((layer := re.match(r"model\.layers\.(\d+)\.", name)) and int(layer[1]) >= layers)
+    ]
+    if left:
+        raise UserError(f"model={folder!r}: {len(left)} of its tensors have no place in the model, as {left[:3]}")
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
@@ -119,7 +155,10 @@ def _settings(hf_config: Any, rope: Mapping[str, Any]) -> dict[str, Any]:
     if family in ("deepseek_v3", "glm4_moe") and (hf_config.n_group or 1) > 1:
         settings |= {"moe_router_num_groups": hf_config.n_group, "moe_router_group_topk": hf_config.topk_group}
     if family == "glm4_moe":
-        settings["moe_shared_expert_intermediate_size"] = hf_config.moe_intermediate_size * hf_config.n_shared_experts
+        settings |= {
+            "moe_shared_expert_intermediate_size": hf_config.moe_intermediate_size * hf_config.n_shared_experts,
+            "add_qkv_bias": hf_config.attention_bias,
+        }
     if family == "deepseek_v3":
         # The bridge insists on one kind of attention, for good in this process; Transformer Engine finds one that fits.
         settings |= {"mtp_num_layers": None, "attention_backend": "auto"}

@@ -75,6 +75,7 @@ def build(job: LearnerJob) -> Model:
             },
         )
     bridge.load_weights(chunks, job.model)
+    families.check_complete(bridge, chunks, job.model)
     optimizer = _optimizer(config.optimizer, chunks, half)
     if config.device == "cpu":
         cpu.mend_adam_state(optimizer)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.learner_ranks import learner_job, made_windows, run_ranks
-from tests.model_families import CONFIGS, build
+from tests.model_families import CONFIGS, SIZES, build
 
 # One process builds them all, one after the other: some half a minute.
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -30,6 +31,22 @@ def logprobs_and_tensors(job, rank, device, folders):
         tensors = {tensor_name: tensor.numpy() for tensor_name, tensor in model.export(one)}
         answers[name] = window_logprobs(batch, step.logprobs(one, [batch], 1.0)[0]), tensors
     return answers
+
+
+def refusal(job, rank, device):
+    from klong_rl.errors import UserError
+    from learners import model
+
+    with pytest.raises(UserError) as refused:
+        model.build(job)
+    return str(refused.value)
+
+
+def test_a_model_with_tensors_that_would_be_left_out_is_refused(tmp_path):
+    """Llama with biases: the bridge builds those of queries, keys and values alone."""
+    LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)).save_pretrained(tmp_path)
+    message = run_ranks(learner_job(tmp_path), refusal)[0]
+    assert "4 of its tensors have no place" in message and "self_attn.o_proj.bias" in message
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,11 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
             {"model_type": "llama", "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
             "the model has .*'low_freq_factor': 2.0",
         ),
+        ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act='gelu'"),
+        (
+            {"model_type": "mixtral", "sliding_window": 4096, "max_position_embeddings": 32768},
+            "sliding_window=4096 can't",
+        ),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "every layer has to have experts"),
         ({"model_type": "glm4_moe", "num_experts_per_tok": 8, "norm_topk_prob": False}, "norm_topk_prob=false"),
         (
