@@ -53,6 +53,7 @@ def load(model: Model, folder: Path) -> int:
     for i, chunk in enumerate(model.unwrapped()):
         chunk.load_state_dict(state[f"model{i}"])
     model.optimizer.load_state_dict(state["optimizer"])
+    model.scheduler.num_steps = 0  # what is loaded is added to it
     model.scheduler.load_state_dict(state["scheduler"])
     torch.set_rng_state(state["rng"])
     return state["step"]

@@ -108,6 +108,11 @@ class _NoStream:
         """Nothing to wait for."""
 
 
+def _as_on_the_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """What Megatron makes of a GPU's tensor: gloo takes the sizes it splits by as an array alone."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
 def install(num_threads: int) -> None:
     """Make this process's torch a CPU-only one, for good. Call before Megatron builds anything."""
     torch.set_num_threads(num_threads)
@@ -129,8 +134,9 @@ def install(num_threads: int) -> None:
     random._get_cuda_rng_state = lambda *_, **__: None
     random._set_cuda_rng_state = lambda *_, **__: None
     from megatron.core.transformer import multi_latent_attention
-    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
+    token_dispatcher.maybe_move_tensor_to_cpu = _as_on_the_host
     # Both are asked for, but there only where Transformer Engine is.
     moe_utils.te_general_gemm = None
     multi_latent_attention.TELinear = ()  # which nothing is an instance of
