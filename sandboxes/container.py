@@ -118,6 +118,11 @@ def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota
     }
 
 
+def is_refusal_of_quota(error: Exception) -> bool:
+    """Whether the daemon says that its storage driver bounds no container's files."""
+    return isinstance(error, docker.errors.APIError) and "storage-opt" in str(error.explanation).lower()
+
+
 def container_config(run: str, image: str, host: dict[str, Any], environment: Sequence[str] = ()) -> dict[str, Any]:
     """Docker's container Config. `environment` is of NAME=VALUE."""
     return {

@@ -7,10 +7,10 @@
 
 Hardening: no network but the proxy that a task may ask for (sandboxes.egress), no capabilities, no new privileges, a
 non-root user, system paths that can't be written, memory without swap, limits on CPU, processes and open files, core
-dumps off. The disk limit bounds the whole container only where the storage driver can (`disk_quota`); elsewhere it
-bounds each file. A tmpfs would bound the directory, but a snapshot leaves a tmpfs out. System calls are filtered by
-Docker's own profile; that of Docker 20.10 still lets a container open vsock sockets, which no network namespace holds:
-have a newer one, or `runtime=runsc`.
+dumps off. The disk limit is the storage driver's where it has one, and else looked after (sandboxes.disk): a tmpfs
+would bound the directory, but a snapshot leaves a tmpfs out. System calls are filtered by Docker's own profile; that of
+Docker 20.10 still lets a container open vsock sockets, which no network namespace holds: have a newer one, or
+`runtime=runsc`.
 
 A daemon that is killed, and started again, kills the containers as it starts (unless it has `live-restore`); the next
 call finds its container stopped and starts it again with its files.
@@ -80,9 +80,8 @@ class DockerSandboxes:
     no bound. `runtime` names another OCI runtime ("runsc" for gVisor). `network` is Docker's; "none" but for tasks that
     need one. `user` and `workdir` must exist in every image. `create_concurrency` bounds the creations at a time on a
     host: more than a few per core only makes each slower. `warm` sandboxes are made ahead on each host, of the kinds
-    asked for last. `disk_quota`: the storage driver enforces sizes (overlay2 on xfs with pquota, btrfs, zfs). `egress`
-    is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of their own. `snapshot_bytes` bounds
-    the run's snapshots on each host; 0 sets no bound.
+    asked for last. `egress` is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of their own.
+    `snapshot_bytes` bounds the run's snapshots on each host; 0 sets no bound.
     """
 
     def __init__(
@@ -97,7 +96,6 @@ class DockerSandboxes:
         workdir: str = "/work",
         create_concurrency: int = 4,
         warm: int = 0,
-        disk_quota: bool = False,
         egress: Mapping[str, Any] | None = None,
         snapshot_bytes: int = 0,
     ) -> None:
@@ -109,7 +107,7 @@ class DockerSandboxes:
                 run,
                 user=user,
                 workdir=workdir,
-                hardening={"network": network, "runtime": runtime, "disk_quota": disk_quota},
+                hardening={"network": network, "runtime": runtime},
                 egress=Egress(run, **ways),
                 create_concurrency=create_concurrency,
                 warm=warm,

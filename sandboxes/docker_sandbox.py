@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import docker
 
+from klong_rl.beside import beside
 from sandboxes import container
-from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
+from sandboxes.base import Adopted, ExecResult, InfrastructureFailure, TaskFailure
 from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, parse_name
 from sandboxes.daemon import Daemon, Refused
+from sandboxes.disk import DiskFull, DiskWatch
 from sandboxes.egress.containers import Egress, proxy_name, remove_proxies
 from sandboxes.shell import ShellSandbox
 from sandboxes.stream import AttachedStream
@@ -26,6 +28,7 @@ AWAY_S = 30.0  # what a daemon takes to be started again, its own 10 s of grace 
 CLOSE_S = AWAY_S + 30.0
 RESTART_S = AWAY_S + 60.0
 SNAPSHOT_S = AWAY_S + 300.0
+MEASURE_S = AWAY_S + 60.0
 
 STATE = "/tmp/.klong-state"  # in the container's own layer: a restart and a snapshot keep it
 RUNNING = "/dev/shm/.klong-running"  # in memory: a process group's number means nothing after a restart
@@ -58,6 +61,7 @@ class DockerSandbox(ShellSandbox):
         self._place = place
         self._id = container_id
         self._proxy = proxy
+        self._disk = self._watch_disk()
         self.name = name
 
     async def open(self, sock: Any) -> None:
@@ -76,12 +80,27 @@ class DockerSandbox(ShellSandbox):
     async def hand_out(self, name: str) -> None:
         """From here on it is the episode's that `name` says. Raises InfrastructureFailure where it is gone."""
         self.episode, self.name = parse_name(name).episode, name
+        self._disk = self._watch_disk()
         await self._call("handing out", self._hand_out, RESTART_S)
 
     def _hand_out(self, api: docker.APIClient) -> None:
         container.hand_out(api, self._id, self.name)
         if self._proxy:
             container.hand_out(api, self._proxy, proxy_name(self.name))
+
+    def _watch_disk(self) -> DiskWatch:
+        return DiskWatch(self._id, lambda use: self._call("measuring", use, MEASURE_S))
+
+    async def exec(self, command: str, **options: Any) -> ExecResult:
+        """See `sandboxes.base.Sandbox`. Raises AgentFailure where the sandbox holds more files than it may."""
+        try:
+            await self._disk.due()
+            async with beside(self._disk.watch()):
+                return await super().exec(command, **options)
+        except DiskFull:
+            async with self._lock:
+                await self._reopen(silent=False)  # ends the command
+            raise
 
     async def take_over(self) -> None:
         """Become the owner, and open a shell in the container, starting it again if it stopped."""

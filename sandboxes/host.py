@@ -85,6 +85,7 @@ class DockerHost:
         self.where = daemon.where
         self._place = Place(daemon, run, user, workdir, egress)
         self._hardening = hardening
+        self._bounds_disks = True  # as far as is known
         self._gate = Gate(create_concurrency)
         self._images = Images(daemon, egress.via)
         self.pool: WarmPool[Kind, DockerSandbox] = WarmPool(warm, self._gate, self._make_spare, self._remove_unowned)
@@ -159,15 +160,18 @@ class DockerHost:
         config = container.container_config(
             self._run,
             kind.image,
-            container.host_config(kind.limits, **hardening),
+            container.host_config(kind.limits, **hardening, disk_quota=self._bounds_disks),
             egress_containers.environment() if proxy else (),
         )
         try:
             return *container.create(api, name, config, self._place.shell), proxy
-        except Exception:
+        except Exception as error:
             if proxy:
                 container.remove(api, proxy)
-            raise
+            if not (self._bounds_disks and container.is_refusal_of_quota(error)):
+                raise
+        self._bounds_disks = False
+        return self._create(api, kind, name)
 
     async def look(self, image: str) -> Look:
         """How loaded it is. Raises InfrastructureFailure, within LOOK_S, where the daemon doesn't say."""

@@ -12,7 +12,7 @@ import pytest
 
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.types import Limits
-from sandboxes import container
+from sandboxes import container, disk
 from sandboxes.base import Adopted, HostAway
 from sandboxes.docker import DockerSandboxes, preflight
 from sandboxes.stream import AttachedStream
@@ -73,6 +73,23 @@ async def test_limits_hold_and_the_sandbox_outlives_them(sandbox):
     big = await run(sandbox, "head -c 32M /dev/zero > big; wc -c < big")
     assert big.output.strip().splitlines()[-1] == str(16 << 20)
     assert (await run(sandbox, "echo here")).output == "here\n"
+
+
+async def test_files_over_the_disk_limit_end_the_command_and_are_the_agents_failure(sandbox, client, monkeypatch):
+    monkeypatch.setattr(disk, "LOOK_EVERY_S", 0.5)
+    sandbox._disk = sandbox._watch_disk()
+    fill = "i=0; while true; do head -c 4M /dev/zero > $i; i=$((i + 1)); sleep 0.2; done"
+    with pytest.raises(AgentFailure, match=r"holds (1[6-9]|[2-9]\d) MB.*disk_mb.* 16"):
+        await run(sandbox, fill)
+    written = client.api.containers(size=True, filters={"name": sandbox.name})[0]["SizeRw"]
+    await asyncio.sleep(1)
+    assert client.api.containers(size=True, filters={"name": sandbox.name})[0]["SizeRw"] == written
+    await asyncio.sleep(0.5)
+    with pytest.raises(AgentFailure, match="MB"):
+        await run(sandbox, "echo not reached > /work/reached")
+    assert await sandbox.read("0") == bytes(1 << 20)
+    with pytest.raises(FileNotFoundError):
+        await sandbox.read("reached")
 
 
 async def test_a_sandbox_full_of_processes_comes_back_with_its_files(sandbox):
