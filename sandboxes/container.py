@@ -30,6 +30,7 @@ RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epo
 JOINED = "container:"  # a network mode: the network namespace of another container, named by its id
 MAIN_PROCESS = ["sleep", "2147483647"]  # 68 years: not every `sleep` knows `infinity`
 CANNOT_RUN = (126, 127)  # exit codes, of Docker's init as of a shell
+NOTICE_S = 0.5  # what Docker may take to see that a container has stopped: its shells are gone before that
 MAIN_USER = "65533:65533"  # nobody's
 MAKING, READY = 0, 1  # in place of the epoch of a container that has no episode
 SNAPSHOT_REPOSITORY = "klong-snapshot"
@@ -182,7 +183,9 @@ def restart(api: docker.APIClient, name: str, shell: Shell) -> tuple[Any, bool]:
     A container whose network namespace it joins is started first, if it stopped too: Docker asks for it. May be
     repeated: nothing runs yet that a second restart would end.
     """
-    found = api.inspect_container(name)
+    until = time.monotonic() + NOTICE_S
+    while (found := api.inspect_container(name))["State"]["Running"] and time.monotonic() < until:
+        time.sleep(NOTICE_S / 10)
     if other := joined(found):
         api.start(other)
     api.restart(name, timeout=0)

@@ -87,7 +87,7 @@ async def test_a_container_that_runs_out_of_memory_as_a_whole_is_started_again_w
     # Several, so that none of them is as large as Docker's init seems to be.
     command = "echo third > file; for i in 1 2 3 4; do head -c 1G /dev/zero | tail -c 1G & done; wait; sleep 60"
     result = await sandbox.exec(command, timeout_s=30)
-    assert result.interrupted and result.exit_code is None and not result.timed_out
+    assert result.interrupted and result.exit_code is None and not result.timed_out, result
     assert api.inspect_container(sandbox.name)["State"]["Pid"] != before["Pid"]
     assert (await sandbox.exec('pwd; echo "$A"; cat file', timeout_s=10)).output == "/work/here\nkept\nthird\n"
 
