@@ -116,7 +116,10 @@ def parse(arguments: Sequence[str]) -> tuple[Path, str]:
     config = run_dir / CONFIG_FILE
     if not config.exists():
         raise UserError(f"run={run_dir} holds no {CONFIG_FILE}, so it isn't a run that was launched; {USAGE}")
-    own = json.loads(config.read_text()).get("judge", {}).get("signing_key_file", "")
+    stored = json.loads(config.read_text())
+    if recorded := stored.get("rollout", {}).get("recorded"):
+        raise UserError(f"run={run_dir} judged nothing, it played back {recorded}; audit the run that this is of")
+    own = stored.get("judge", {}).get("signing_key_file", "")
     return run_dir, given.get("judge.signing_key_file", own)
 
 

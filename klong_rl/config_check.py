@@ -104,10 +104,10 @@ def _check_judge(judge: JudgeConfig, reward: dict[str, Any]) -> None:
             f"judge.endpoint.concurrent={endpoint.concurrent} is shared by judge.count={judge.count} judges; "
             "use one for each at least"
         )
-    if endpoint.context_tokens <= 2 * endpoint.reply_tokens:
+    if endpoint.context_tokens < 4 * endpoint.reply_tokens:
         raise UserError(
             f"judge.endpoint.context_tokens={endpoint.context_tokens} leaves too little beside reply_tokens="
-            f"{endpoint.reply_tokens}; use more than twice as many"
+            f"{endpoint.reply_tokens}; use four times as many at least"
         )
 
 

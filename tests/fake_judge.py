@@ -44,6 +44,8 @@ class FakeJudge:
         self.came: list[float] = []  # monotonic clock, refused ones included
         self.keys: list[str] = []
         self.refused = 0
+        self.opened = asyncio.Event()  # clear it to hold every answer back
+        self.opened.set()
         self.under_way = self.most_under_way = 0
         self._tokens, self._filled_at = max(1.0, requests_per_s), time.monotonic()
 
@@ -77,11 +79,17 @@ class FakeJudge:
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             await asyncio.sleep(self._takes_s)
+            await self.opened.wait()
         finally:
             self.under_way -= 1
         self.asked.append(body)
         text = self._answer(body["messages"]) if told is None else told
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        tokens = body.get("max_tokens", len(text))
+        choice = {
+            "index": 0,
+            "finish_reason": "length" if len(text) > 4 * tokens else "stop",
+            "message": {"role": "assistant", "content": text},
+        }
         return web.json_response({"object": "chat.completion", "model": body["model"], "choices": [choice]})
 
     def _has_token(self) -> bool:

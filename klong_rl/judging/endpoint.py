@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # 529: overloaded, as some servers say it
 TOO_MUCH = {429, 503, 529}  # of these the endpoint means everybody
+REMINDER_TOKENS = 128  # of what a judge is told of an invalid reply
 SHOWN = 300  # characters of an answer that is no reply
 
 
@@ -44,10 +45,12 @@ class _Again(Exception):
 
 
 class Answer(NamedTuple):
-    """`request` is the hash of what was asked, model and all; `text` is the answer as it came."""
+    """`request` is the hash of what was asked, model and all; `text` is the answer as it came, `is_cut` if it was
+    longer than the endpoint gives."""
 
     request: str
     text: str
+    is_cut: bool = False
 
 
 class Endpoint:
@@ -75,8 +78,8 @@ class Endpoint:
 
     @property
     def room_tokens(self) -> int:
-        """Tokens that messages may have."""
-        return self._config.context_tokens - self._config.reply_tokens
+        """Tokens that messages may have, so that an invalid reply, a word about it and another reply fit too."""
+        return self._config.context_tokens - 2 * self._config.reply_tokens - REMINDER_TOKENS
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -96,7 +99,7 @@ class Endpoint:
         while True:
             async with self.queue.turn(group, after_s):
                 try:
-                    return Answer(request, await self._post(body))
+                    return Answer(request, *await self._post(body))
                 except _Again as again:  # noted before the turn ends, or the next one would go at once
                     failures += 1
                     after_s = delay_s(failures, again.after_s, self._random)
@@ -122,8 +125,8 @@ class Endpoint:
         if again.is_load:
             self.queue.hold(after_s)
 
-    async def _post(self, body: dict[str, Any]) -> str:
-        """The text of the answer; "" if it was cut off. Raises _Again, InfrastructureFailure."""
+    async def _post(self, body: dict[str, Any]) -> tuple[str, bool]:
+        """The text of the answer, and whether it was cut off. Raises _Again, InfrastructureFailure."""
         url = f"{self._config.url.rstrip('/')}/chat/completions"
         try:
             answer = await self._client.post(url, json=body)
@@ -140,7 +143,7 @@ class Endpoint:
             raise InfrastructureFailure(f"the judge model {self.name} refused a request with {said}")
         try:
             choice = answer.json()["choices"][0]
-            return "" if choice.get("finish_reason") == "length" else choice["message"]["content"] or ""
+            return choice["message"]["content"] or "", choice.get("finish_reason") == "length"
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _Again(f"its answer is no chat completion: {said}") from error
 

@@ -79,11 +79,13 @@ class EpisodeJudge:
                 answer = await self._endpoint.ask(said, self._group)
             reply = await in_thread(self._store.put_text, answer.text)
             try:
+                if answer.is_cut:
+                    raise ValueError("Your answer was too long and was cut off. Answer again, in fewer words.")
                 found = parse(answer.text)
             except ValueError as error:
                 self.calls.append(Call(about=about, request=answer.request, reply=reply, problem=str(error)))
-                reminder = {"role": "user", "content": str(error)}
-                said = [*messages, {"role": "assistant", "content": answer.text}, reminder]
+                before = {"role": "assistant", "content": answer.text or "(no answer)"}  # some refuse an empty one
+                said = [*messages, before, {"role": "user", "content": str(error)}]
                 continue
             await self._endpoint.keep(answer)
             self.calls.append(Call(about=about, request=answer.request, reply=reply, problem=""))
@@ -175,6 +177,7 @@ class Grader:
             task=self._store.put(encode(spec.task)),
             reward=self._reward_config,
             model=self._config.endpoint.model if judge.calls else "",
+            endpoint=self._config.endpoint.url if judge.calls else "",
             score=verdict.score,
             parts=verdict.parts,
             evidence=verdict.evidence,

@@ -69,7 +69,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     group_size: int
     task: str
     reward: dict[str, Any]
-    model: str
+    model: str  # of the judge, and the endpoint it was asked at; "" where it wasn't
+    endpoint: str
     score: float
     parts: dict[str, float]
     evidence: dict[str, str]

@@ -20,7 +20,7 @@ from klong_rl.types import EpisodeSpec, Limits, Outcome, Segment, Task, Turn
 from sandboxes.process import ProcessSandboxes
 from tests.fake_judge import FakeJudge
 from tests.judged import reward
-from tests.unit.judging.trees import small
+from tests.unit.judging.trees import leaf, node, small
 
 pytestmark = pytest.mark.integration
 RUNS = itertools.count()
@@ -42,13 +42,20 @@ class Scene:
         self.judge = judge
 
     async def play(
-        self, episode: str, size: int, *commands: str, purpose: str = "train", lost: bool = False, **secret: Any
+        self,
+        episode: str,
+        size: int,
+        *commands: str,
+        purpose: str = "train",
+        group: str = "g",
+        lost: bool = False,
+        **secret: Any,
     ) -> None:
-        """An episode of group "g" up to its seal: its sandbox after `commands`, one turn of two tokens."""
+        """An episode up to its seal: its sandbox after `commands`, one turn of two tokens."""
         secret = secret or {"file": "answer", "expected": "47"}
         task = Task(id="t", family="f", instruction="i", image="none", secret=secret)
         spec = EpisodeSpec(
-            id=episode, group="g", group_size=size, stage=1, purpose=purpose, task=task, timeout_s=9.0, max_turns=9
+            id=episode, group=group, group_size=size, stage=1, purpose=purpose, task=task, timeout_s=9.0, max_turns=9
         )
         await self.buffer.admit(spec)
         await self.attempt(*commands, lost=lost)
@@ -241,3 +248,21 @@ async def test_how_urgent_a_group_is(server, tmp_path):
         first = await stage.buffer.group_progress("g")
         await stage.play("e1", 2, "true")
         assert (first.n_open, (await stage.buffer.group_progress("g")).n_open) == (1, 0)
+
+
+async def test_evaluation_overtakes_what_waits_at_the_judge_model(server, tmp_path):
+    train, held_out = (node("root", 1, *(leaf(f"{name}{i}") for i in range(n))) for name, n in (("t", 9), ("v", 3)))
+    async with FakeJudge() as fake:
+        fake.opened.clear()
+        endpoint = EndpointConfig(url=fake.url, model="m", requests_per_s=1e4, concurrent=1)
+        async with scene(server, tmp_path, chosen=reward("rubric.rubric"), endpoint=endpoint) as stage:
+            lane = stage.judge._grader._endpoint.queue._lane
+            await stage.play("e0", 1, "echo 1 > a.py", rubric=train)
+            await stage.play("e1", 1, "echo 1 > a.py", rubric=held_out, purpose="eval", group="v")
+            async with asyncio.timeout(ANSWERED_S):
+                while lane.waiting < 9 + 3 - 1:
+                    await asyncio.sleep(0.02)
+            fake.opened.set()
+            await stage.until("e0", "judged")
+        asked = [body["messages"][1]["content"].split("Requirement:\nwhat ")[1][0] for body in fake.asked]
+        assert asked[:1] in (["t"], ["v"]) and "".join(asked[1:]) in ("vvv" + "t" * 8, "vv" + "t" * 9)

@@ -22,6 +22,11 @@ from tests.fake_judge import FakeJudge
 pytestmark = pytest.mark.integration
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("klong_rl.judging.lane.FIRST_DELAY_S", 0.05)
+
+
 def question(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 

@@ -173,6 +173,13 @@ async def test_a_run_that_holds_is_found_to_hold(tmp_path, capsys):
     assert "2 records: 0 broken, 0 suspicious, 0 not verified" in capsys.readouterr().out
 
 
+def test_a_run_that_judged_nothing_is_not_audited(tmp_path):
+    run = Run(tmp_path, EXACT)
+    changed(tmp_path / "config.json", '"recorded": ""', '"recorded": "runs/a/archive"')
+    with pytest.raises(UserError, match="played back runs/a/archive"):
+        audit.parse([f"run={run.dir}"])
+
+
 async def test_records_without_a_key_are_unsigned_and_said_so(tmp_path, monkeypatch):
     monkeypatch.delenv("KLONG_SIGNING_KEY")
     run = await answered(tmp_path, {"e": ("echo 47 > answer",)})

@@ -138,6 +138,14 @@ async def test_an_invalid_reply_is_asked_again_and_both_are_kept(tmp_path):
         assert again[-2]["content"] == "I can't say." and "end with one line" in again[-1]["content"]
 
 
+async def test_a_reply_that_was_cut_off_is_invalid_whatever_it_says(tmp_path):
+    one, long = node("root", 1, leaf("a")), "so " * 9000 + "\nScore: 1"
+    async with FakeJudge(answers=[long, "Score: 0"]) as fake, bench(tmp_path, RUBRIC, fake.url) as stage:
+        assert (await stage.grade(finished(rubric=one), "echo 1 > a.py")).verdict.score == 0
+        first, _ = stage.record().calls
+        assert "cut off" in first.problem and stage.store.text(first.reply) == long
+
+
 async def test_a_judge_without_valid_replies_is_our_failure_and_never_a_score(tmp_path):
     answer = says(a1=1)
 
