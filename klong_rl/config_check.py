@@ -175,6 +175,10 @@ def _check_devices(config: RunConfig) -> None:
         raise UserError(f"engine.weight_transfer={transfer} is unknown; use klong_shared_memory or ipc")
     if transfer == "ipc" and device != "cuda":
         raise UserError(f"engine.weight_transfer=ipc shares a GPU, and learner.device={device}; use cluster=one_gpu")
+    layout = config.learner.layout
+    ranks = layout.tensor * layout.pipeline * layout.context * layout.data
+    if transfer == "ipc" and ranks > 1:
+        raise UserError(f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1")
     for name, share in (("engine", config.engine.gpu_memory), ("learner", config.learner.gpu_memory)):
         if not 0 < share <= 1:
             raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")

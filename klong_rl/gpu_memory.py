@@ -92,16 +92,10 @@ def engine_bytes(shape: ModelShape, engine: EngineConfig) -> dict[str, int]:
 
 
 def check(config: RunConfig, folder: Path, total: int) -> None:
-    """Raise UserError if engine and learner don't fit on one GPU of `total` bytes, with the sum."""
+    """Raise UserError, with the sum, for what doesn't fit on a GPU of `total` bytes, or on one that all share."""
     learner, engine = config.learner, config.engine
-    engine_share, learner_share = engine.gpu_memory * total, learner.gpu_memory * total
-    together = engine_share + learner_share + CONTEXT_GIB * GIB
-    if together > total:
-        raise UserError(
-            f"engine.gpu_memory={engine.gpu_memory:g} ({_gib(engine_share)}) + learner.gpu_memory="
-            f"{learner.gpu_memory:g} ({_gib(learner_share)}) + {CONTEXT_GIB:g} GiB for a CUDA context = "
-            f"{_gib(together)}, and the GPU has {_gib(total)}; lower one of the shares"
-        )
+    if engine.weight_transfer == "ipc":
+        _check_together(config, total)
     shape = ModelShape.read(folder)
     _check_share(
         "learner", learner.gpu_memory, total, learner_bytes(shape, learner), "lower learner.token_budget or raise it"
@@ -109,6 +103,17 @@ def check(config: RunConfig, folder: Path, total: int) -> None:
     _check_share(
         "engine", engine.gpu_memory, total, engine_bytes(shape, engine), "lower engine.max_model_len or raise it"
     )
+
+
+def _check_together(config: RunConfig, total: int) -> None:
+    count, engine, learner = config.actors.count, config.engine.gpu_memory, config.learner.gpu_memory
+    together = (count * engine + learner) * total + CONTEXT_GIB * GIB
+    if together > total:
+        raise UserError(
+            f"{count} x engine.gpu_memory={engine:g} ({_gib(engine * total)}) + learner.gpu_memory={learner:g} "
+            f"({_gib(learner * total)}) + {CONTEXT_GIB:g} GiB for a CUDA context = {_gib(together)}, and the GPU has "
+            f"{_gib(total)}; lower one of them"
+        )
 
 
 def _check_share(name: str, share: float, total: int, needs: Mapping[str, int], remedy: str) -> None:

@@ -69,6 +69,7 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["learner.device=tpu"], ["learner.device=tpu", "cpu or cuda"]),
         (["engine.weight_transfer=fax"], ["engine.weight_transfer=fax", "klong_shared_memory or ipc"]),
         (["engine.weight_transfer=ipc"], ["ipc shares a GPU", "learner.device=cpu", "cluster=one_gpu"]),
+        (["cluster=one_gpu", "learner.layout.data=2"], ["ipc is for one GPU", "2 ranks", "data=1"]),
         (["cluster=one_gpu", "learner.gpu_memory=1.4"], ["learner.gpu_memory=1.4", "at most 1"]),
         (["window.max_tokens=4096"], ["window.max_tokens=4096", "engine.max_model_len"]),
         (["curriculum=[{steps:1}]"], ["curriculum=[{steps:1}]", "allowed: klong, nano"]),

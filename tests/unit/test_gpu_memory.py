@@ -19,7 +19,8 @@ BIG = ModelShape(parameters=1_543_714_304, layers=28, hidden=1536, kv_width=256,
 def one_gpu(**learner) -> RunConfig:
     on_gpu = {"device": "cuda", "dtype": "bfloat16", "gpu_memory": 0.4, "layout": LayoutConfig(data=1)}
     return RunConfig(
-        engine=EngineConfig(dtype="bfloat16", gpu_memory=0.4), learner=LearnerConfig(**{**on_gpu, **learner})
+        engine=EngineConfig(dtype="bfloat16", gpu_memory=0.4, weight_transfer="ipc"),
+        learner=LearnerConfig(**{**on_gpu, **learner}),
     )
 
 
@@ -38,6 +39,15 @@ def test_shares_that_are_too_much_together_are_refused_with_the_sum(folder):
     config = one_gpu(gpu_memory=0.6)
     with pytest.raises(UserError, match=r"0.4 \(32.0 GiB\).*0.6 \(48.0 GiB\) \+ 1.5 GiB.* = 81.5 GiB.*80.0 GiB; lower"):
         gpu_memory.check(config, folder, CARD)
+
+
+def test_engines_are_counted_and_those_elsewhere_are_not(folder):
+    config = one_gpu()
+    config.actors.count = 2
+    with pytest.raises(UserError, match=r"2 x engine.gpu_memory=0.4 \(32.0 GiB\).* = 97.5 GiB"):
+        gpu_memory.check(config, folder, CARD)
+    config.engine.weight_transfer = "klong_shared_memory"
+    gpu_memory.check(config, folder, CARD)
 
 
 def test_a_learner_over_its_share_is_refused_with_its_parts(folder):
