@@ -71,12 +71,14 @@ def learner_bytes(shape: ModelShape, learner: LearnerConfig, *, reference: bool 
     optimizer = (12 if size == 2 else 8) * n // learner.layout.data
     per_layer = 6 * shape.hidden + 2 * shape.kv_width + 3 * shape.ffn
     tokens = learner.token_budget
+    # Recomputed: what enters each layer, and one layer at a time in full.
+    kept = shape.hidden * shape.layers + per_layer if learner.recompute else per_layer * shape.layers
     return {
         "weights": size * n * (2 if reference else 1),
         "gradients": 4 * n,
         "optimizer": optimizer,
         "published copies": PUBLISHED_COPIES * size * n,
-        "activations": size * per_layer * shape.layers * tokens,
+        "activations": size * kept * tokens,
         "head": (8 + size) * min(LOGITS_AT_ONCE, shape.vocab * tokens) + (4 + size) * shape.vocab * shape.hidden,
     }
 
@@ -97,12 +99,10 @@ def check(config: RunConfig, folder: Path, total: int) -> None:
     if engine.weight_transfer == "ipc":
         _check_together(config, total)
     shape = ModelShape.read(folder)
-    _check_share(
-        "learner", learner.gpu_memory, total, learner_bytes(shape, learner), "lower learner.token_budget or raise it"
-    )
-    _check_share(
-        "engine", engine.gpu_memory, total, engine_bytes(shape, engine), "lower engine.max_model_len or raise it"
-    )
+    less_tokens = "lower learner.token_budget, set learner.recompute=true, or raise it"
+    _check_share("learner", learner.gpu_memory, total, learner_bytes(shape, learner), less_tokens)
+    shorter = "lower engine.max_model_len or raise it"
+    _check_share("engine", engine.gpu_memory, total, engine_bytes(shape, engine), shorter)
 
 
 def _check_together(config: RunConfig, total: int) -> None:

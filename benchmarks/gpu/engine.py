@@ -33,9 +33,9 @@ from learners import batch
 from sandboxes.base import ExecResult
 
 EPISODES, TURNS, ACTION, WINDOW = 64, 2, 256, 2048
-ROUNDS = 3  # of each side, in turns
+ROUNDS = 2  # of each side, in turns
 IN_FLIGHT = 512  # tokens of an answer that a publish comes in the middle of
-PUBLISHES = 5
+PUBLISHES = 4
 
 
 class InstantSandbox:

@@ -73,9 +73,9 @@ def make_windows(count: int, length: int, turn: int | None) -> list[Window]:
     ]
 
 
-def measure(name: str, folder: Path, row: int, window: int, rows: int, **settings: Any) -> dict[str, Any]:
+def measure(name: str, folder: Path, row: int, window: int, rows: int, recompute: bool) -> dict[str, Any]:
     """Seconds, tokens/s, TFLOP/s and MFU of both, and memory. A step is `rows` micro-batches of `row` tokens."""
-    rank = start_rank(folder, row, **settings)
+    rank = start_rank(folder, row, recompute=recompute)
     half, whole = ({w.id: w for w in make_windows(rows * row // window, window, turn)} for turn in (TURN, None))
     share = batch.plan([WindowRef.of(w) for w in half.values()], 1, row, rank._job.pad_to)[0]
     packed = [forward.Batch([whole[i] for i in ids], rank._job.pad_to, rank._device) for ids in share]
@@ -97,7 +97,7 @@ def measure(name: str, folder: Path, row: int, window: int, rows: int, **setting
     shape = gpu_memory.ModelShape.read(folder)
     parts = gpu_memory.learner_bytes(shape, rank._job.learner)
     parts.pop("published copies")  # nothing is published here
-    result = {"model": name, "row": row, "window": window, "rows": rows, "micro_batches": len(share), **settings}
+    result = {"model": name, "row": row, "window": window, "rows": rows, "recompute": recompute}
     for side, times in seconds.items():
         median = statistics.median(times)
         rate = rows * row / median

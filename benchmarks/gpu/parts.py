@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "vllm", "megatron-core", "transformer-engine", "ray", "transformers")
-# [tokens of a row, of a window, rows of a step]; what is kept for the backward pass of a long row doesn't fit beside
-# the state of a large model.
+# [tokens of a row, of a window, rows of a step, recompute]: beside a large model's state there is no room for what a long
+# row keeps for its backward pass.
 STEPS = {
-    "smollm2-135m": [(8192, 2048, 8), (32_768, 4096, 2)],
-    "qwen3-1.7b": [(8192, 2048, 4)],
+    "smollm2-135m": [(8192, 2048, 8, False), (32_768, 4096, 2, False)],
+    "qwen3-1.7b": [(8192, 2048, 4, False), (32_768, 4096, 1, True)],
 }
 BUDGETS = {"smollm2-135m": 16_384, "qwen3-1.7b": 2048}  # of the learner beside an engine
 

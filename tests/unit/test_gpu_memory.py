@@ -82,3 +82,10 @@ def test_a_model_s_state_takes_eighteen_bytes_a_parameter_beside_what_is_publish
 def test_what_is_added_up_is_what_the_learner_does():
     assert gpu_memory.LOGITS_AT_ONCE == forward.LOGITS_AT_ONCE
     assert gpu_memory.PUBLISHED_COPIES == publish.KEPT
+
+
+def test_recomputed_activations_are_what_enters_each_layer_and_one_layer_in_full():
+    learner = LearnerConfig(dtype="bfloat16", layout=LayoutConfig(data=1), token_budget=32_768)
+    kept = gpu_memory.learner_bytes(BIG, learner)["activations"]
+    recomputed = gpu_memory.learner_bytes(BIG, replace(learner, recompute=True))["activations"]
+    assert recomputed == kept // BIG.layers + 2 * BIG.hidden * BIG.layers * 32_768
