@@ -119,10 +119,13 @@ class Launch:
 
     async def _train(self, stack: AsyncExitStack, state: RunState) -> None:
         from actors.settings import ActorSettings
+        from learners.job import LearnerJob
+        from learners.model import check as check_learner
 
         cold = ColdStart(self.config, self.family)
         base = cold.base()
         preflight.check_model_folder(base)
+        check_learner(LearnerJob(str(base), self.config.learner))
         if self.config.learner.device == "cuda" and not self.config.ray_address:
             gpu_memory.check(self.config, base, gpu_memory.gpu_total())
         preflight.save_configuration(self.run_dir, asdict(self.config))

@@ -108,7 +108,9 @@ def mend(bridge_of: Callable[[Any], Any], hf_config: Any) -> tuple[Any, dict[str
     """The bridge for `hf_config` (a transformers config), and the TransformerConfig settings it has to be given."""
     rope = _rope(hf_config.to_dict())
     hf_config.rope_theta = rope.get("rope_theta", getattr(hf_config, "rope_theta", 10000.0))
-    hf_config.partial_rotary_factor = rope.get("partial_rotary_factor", 1.0)
+    hf_config.partial_rotary_factor = rope.get(
+        "partial_rotary_factor", getattr(hf_config, "partial_rotary_factor", 1.0)
+    )
     if hf_config.model_type == "deepseek_v3":
         _mend_deepseek(hf_config)
     bridge = bridge_of(hf_config)

@@ -25,7 +25,7 @@ from klong_rl.errors import LearnerFailure
 from klong_rl.types import Window
 from learners import batch
 from learners.job import LearnerJob
-from learners.model import read_hf_config
+from learners.model import check
 from learners.publish import GpuWeights, Published, WeightFolder
 from learners.rank import Rank
 from learners.step import merge
@@ -47,7 +47,7 @@ class LearnerGroup:
         call_deadline_s: float = 3600.0,
     ):
         """Raises UserError for a layout that doesn't fit the model, LearnerFailure if a rank isn't up in time."""
-        job.layout.check(read_hf_config(job.model), job.pad_to)
+        check(job)
         self._job, self._deadline_s = job, call_deadline_s
         until = time.monotonic() + setup_deadline_s
         self._bundles = self._reserve(setup_deadline_s)

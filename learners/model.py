@@ -58,6 +58,11 @@ def read_hf_config(folder: str) -> dict[str, Any]:
     return config
 
 
+def check(job: LearnerJob) -> None:
+    """Raise UserError, before any weights load, for a model that can't be built or a layout that doesn't fit it."""
+    job.layout.check(read_hf_config(job.model), job.pad_to)
+
+
 def build(job: LearnerJob) -> Model:
     """The model with the folder's weights, its optimizer and its schedule. Megatron's parallel state must be set up."""
     config = job.learner

@@ -71,5 +71,9 @@ def test_a_model_folder_without_tokenizer(launch, run_dir, tmp_path):
     refused(launch(*overrides), run_dir, str(folder), "tokenizer.json")
 
 
+def test_a_layout_that_does_not_fit_the_model(launch, run_dir):
+    refused(launch("learner.layout.tensor=3"), run_dir, "layout.tensor=3 does not divide num_attention_heads=4")
+
+
 def test_no_actors(launch, run_dir):
     refused(launch("actors.count=0"), run_dir, "actors.count=0", "1 or more")
