@@ -87,10 +87,10 @@ class Scene:
                 assert not self.judging.done(), self.judging.result()
                 await asyncio.sleep(0.02)
 
-    async def removed(self) -> None:
-        """Return once the sandboxes of what was judged are gone."""
+    async def removed(self, what: str = "[!.]*") -> None:
+        """Return once the sandboxes of what was judged are gone, or what is named: snapshots go last."""
         async with asyncio.timeout(ANSWERED_S):
-            while list(self.sandboxes.folder.glob("[!.]*")):
+            while list(self.sandboxes.folder.glob(what)):
                 await asyncio.sleep(0.02)
 
     async def closed(self) -> None:
@@ -211,7 +211,7 @@ async def test_hidden_tests_leave_no_sandbox_and_a_snapshot_if_it_is_wanted(serv
         await stage.play("e0", 1, "echo 5 > total", tests={"total": "test $(cat total) = 5"})
         await stage.until("e0", "judged")
         assert (await stage.buffer.episode("e0")).verdict.score == 1.0
-        await stage.removed()
+        await stage.removed(".snapshots/e0/*" if not keep else "[!.]*")
         (record,) = records(tmp_path)
         assert [str(path) for path in stage.sandboxes.folder.glob(".snapshots/e0/*")] == [record.snapshot] * keep
 
