@@ -54,7 +54,7 @@ def start(folder, tmp_path_factory, buffer=None, **layout):
         layout=LayoutConfig(**{"data": 1, **layout}),
         optimizer=ADAMW,
         token_budget=TOKEN_BUDGET,
-        objective_options={"kl_coefficient": 0.1},
+        objective_options={"kl_coefficient": 0.1, "entropy_coefficient": 0.01},
         num_cpus=0.5,
     )
     weights = WeightFolder(tmp_path_factory.mktemp("published") / "weights")
@@ -117,6 +117,16 @@ def assert_same(ours, theirs, tolerance):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@torch.no_grad()
+def target_entropies(model, windows):
+    """Of the policy where each target token was sampled."""
+    entropies = []
+    for window in windows:
+        log_p = model(torch.from_numpy(window.tokens_T).long()[None]).logits[0, :-1].log_softmax(-1)
+        entropies.append(-(log_p.exp() * log_p).sum(-1)[torch.from_numpy(window.targets_T[1:]) > 0])
+    return torch.cat(entropies)
+
+
 def test_logprobs_are_those_of_transformers(group, folder, windows):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ours = group.logprobs(refs(windows), windows)
@@ -167,8 +177,9 @@ def test_a_saved_folder_is_read_by_transformers(group, folder, windows, tmp_path
     assert ids[0] == ids[1]
 
 
-def test_a_klong_step_reports_what_it_trained(group, windows, folder):
+def test_a_klong_step_reports_what_it_trained(group, windows, folder, tmp_path):
     current = group.logprobs(refs(windows), windows)
+    group.save_hf(tmp_path / "current")
     step = group.train_step(0, version=1, refs=refs(windows), windows=windows)
 
     gaps = []
@@ -192,6 +203,8 @@ def test_a_klong_step_reports_what_it_trained(group, windows, folder):
     away = [target_logprobs(reference, w).detach().numpy() - current[w.id][w.targets_T > 0] for w in windows]
     k3 = np.concatenate([np.exp(a) - a - 1 for a in away])
     assert step["kl_reference_k3"] == pytest.approx(k3.mean(), rel=1e-3) and k3.mean() > 0
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "current")
+    assert step["entropy"] == pytest.approx(target_entropies(trained, windows).mean().item(), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +272,7 @@ def test_other_layouts_train_the_same(group, folder, windows, layout, tmp_path, 
     other.load(tmp_path / "start")
     ours = other.train_step(step, 1, refs(windows), windows)
 
-    for name in ("loss", "grad_norm", "action_tokens", "windows", "logprob_gap_mean", "kl_reference_k3"):
+    for name in ("loss", "grad_norm", "action_tokens", "windows", "logprob_gap_mean", "kl_reference_k3", "entropy"):
         assert ours[name] == pytest.approx(metrics[name], rel=1e-3), name
     assert_same(published(other, 4), wanted, 1e-5)
     other.shutdown()

@@ -54,6 +54,18 @@ def test_entropies_are_left_out_unless_wanted():
     torch.testing.assert_close(logprobs, plain(hidden, weight, labels, 1.0)[0])
 
 
+def test_entropies_alone_may_be_what_is_differentiated():
+    hidden, weight, labels, grads = case()
+    gradients = []
+    for _, entropies in (
+        label_logprobs(hidden, weight, labels, 0.7, chunk=4, with_entropy=True),
+        plain(hidden, weight, labels, 0.7),
+    ):
+        gradients.append(torch.autograd.grad((entropies * grads[1]).sum(), (hidden, weight)))
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-10, rtol=1e-10)
+
+
 def test_half_precision_weights_give_float32_log_probs_and_gradients_of_their_own_dtype():
     ours, theirs = both(*case(torch.bfloat16), 1.0, 5, True)
     assert [tensor.dtype for tensor in ours] == [torch.float32] * 2 + [torch.bfloat16] * 2
