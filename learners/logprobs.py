@@ -88,7 +88,7 @@ class _LabelLogprobs(torch.autograd.Function):
             grad_CV.scatter_add_(1, columns_C1, (grad_logprobs_N[part] * here_C)[:, None])
             grad_CV = grad_CV.div_(ctx.temperature).to(weight_VH.dtype)
             grad_hidden_NH[part] = (grad_CV @ weight_VH).to(logsumexp_N.dtype)
-            grad_weight_VH += grad_CV.T @ hidden_NH[part]
+            _add_product(grad_weight_VH, grad_CV.T, hidden_NH[part])
         if ctx.group is not None and len(labels_N):
             all_reduce(grad_hidden_NH, group=ctx.group)
         return grad_hidden_NH.to(hidden_NH.dtype), grad_weight_VH.to(weight_VH.dtype), *[None] * 5
@@ -101,6 +101,14 @@ def _chunks(n_tokens: int, chunk: int) -> Iterator[slice]:
 def _logits(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
     """Over the temperature; the product is in the model's dtype, as the sampler's is."""
     return (hidden_CH @ weight_VH.T).to(dtype).div_(temperature)
+
+
+def _add_product(total_VH: torch.Tensor, left_VC: torch.Tensor, right_CH: torch.Tensor) -> None:
+    """Add left @ right, without a second [V, H] where the dtypes allow it."""
+    if total_VH.dtype == right_CH.dtype:
+        total_VH.addmm_(left_VC, right_CH)
+    else:
+        total_VH += left_VC @ right_CH
 
 
 def _columns(
