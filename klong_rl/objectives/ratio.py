@@ -18,7 +18,7 @@ def bounded(log_ratio: torch.Tensor) -> torch.Tensor:
 
 def k3(log_ratio: torch.Tensor) -> torch.Tensor:
     """r - 1 - log r >= 0: its mean over samples of p, with r = q / p, estimates KL(p || q) (Schulman's k3, 2020)."""
-    return log_ratio.exp() - 1 - log_ratio
+    return log_ratio.expm1() - log_ratio  # near 0, exp() - 1 has no digits left in float32
 
 
 def clip_bounds(clip_low: float, clip_high: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from klong_rl.objectives import build_objective
+from klong_rl.objectives.ratio import k3
 from klong_rl.objectives.report import HISTOGRAM, SIDE_BINS, histogram, quantile, summarize
 from tests.unit.objectives.tokens import columns, target_tokens
 
@@ -43,6 +44,10 @@ def test_means_are_over_all_target_tokens():
     assert {name: found[name] for name in wanted} == pytest.approx(wanted)
     assert 0 < wanted["clip_fraction"] < 1
     assert found.keys() - wanted.keys() == {"ratio_p01", "ratio_p50", "ratio_p99"}
+
+
+def test_a_small_kl_has_digits_in_float32():
+    assert k3(torch.tensor(1e-3)).item() == pytest.approx(1e-6 / 2 + 1e-9 / 6, rel=1e-3)
 
 
 @pytest.mark.parametrize("importance", ["truncated", "masked"])
