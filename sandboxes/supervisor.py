@@ -189,8 +189,7 @@ _START_IN_BASH = (
     "set +m; klong_job=$!; wait $klong_job"
 )
 _START_IN_SH = (
-    "klong_child=$klong_child klong_line=$klong_line klong_nl=$klong_nl klong_executor=$klong_executor "
-    "setsid sh -c 'eval \"$klong_child\"' sh 2>&1"
+    "( export klong_child klong_line klong_nl klong_executor; exec setsid sh -c 'eval \"$klong_child\"' sh 2>&1 )"
 )
 
 # What a command's shell runs first. The state is replaced by a rename: a full disk or a kill while saving keeps the

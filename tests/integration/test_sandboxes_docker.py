@@ -258,3 +258,50 @@ async def test_an_image_that_cannot_work_is_the_tasks_failure_and_leaves_nothing
         await factory.create("e", 1, IMAGE, LIMITS)
     await factory.close()
     assert containers(client, factory) == []
+
+
+@pytest.fixture
+async def image_without_bash(client, factory):
+    made = client.containers.run(IMAGE, ["rm", "/bin/bash"], user="root", network_mode="none", detach=True)
+    made.wait()
+    image = made.commit("klong-test-without-bash", factory.run)
+    made.remove()
+    yield image.id
+    await factory.reap(keep=set())
+    client.images.remove(image.id, force=True)
+
+
+async def test_an_image_with_no_bash_has_the_same_commands_by_sh(factory, image_without_bash):
+    sandbox = await factory.create("e", 1, image_without_bash, LIMITS)
+    assert (await run(sandbox, 'echo "[$BASH_VERSION]"; cd /tmp; export A="it\'s\n\\`"')).output == "[]\n"
+    for command, exit_code in (("exit 3", 3), ("exec false", 1), ("kill -9 $$", 137), ("echo 'unfinished", 2)):
+        assert (await run(sandbox, command)).exit_code == exit_code
+    assert (await run(sandbox, "true\nno-such-program")).output.startswith("sh: 2: ")
+    await run(sandbox, "sleep 4700 & setsid sleep 4700 &")
+    left = await run(sandbox, "trap '' TERM; setsid sleep 4701 & sleep 4701", timeout_s=0.5)
+    assert left.timed_out
+    count = "ps -eo args= | grep -cx 'sleep 470{}'; true"
+    assert (await run(sandbox, f"{count.format(0)}; {count.format(1)}")).output == "2\n0\n"
+    result = await sandbox.exec("cat; echo err >&2", timeout_s=10, stdin=b"\xff\0", apart=True)
+    assert (result.stdout, result.stderr) == (b"\xff\0", b"err\n")
+    assert (await run(sandbox, f": {'x' * 200_000}; echo whole")).output == "whole\n"
+    assert (await run(sandbox, 'pwd; echo "$A"')).output == "/tmp\nit's\n`\n"
+    await sandbox.halt()
+    assert (await run(sandbox, "pwd; ps -eo args= | grep -c '^sleep 4700'")).output == "/work\n0\n"
+    adopted = await factory.adopt("e")
+    assert (await run(adopted, "echo here")).output == "here\n"
+
+
+async def test_a_command_whose_owner_is_gone_goes_on_to_its_timeout_and_no_further(sandbox, client):
+    def runs():
+        return any("sleep 4800" in " ".join(row) for row in client.api.top(sandbox.name)["Processes"])
+
+    running = asyncio.create_task(run(sandbox, "sleep 4800 & sleep 4800", timeout_s=2))
+    await asyncio.sleep(0.5)
+    running.cancel()
+    await sandbox.release()
+    await asyncio.sleep(0.5)
+    assert runs()
+    async with asyncio.timeout(15):
+        while runs():
+            await asyncio.sleep(0.5)
