@@ -50,6 +50,7 @@ HELD_BAR, HELD_P99_MS = 100, 50.0
 SNAPSHOT_MB = 100
 THINK_S = (0.5, 1.5)  # between two commands of one agent
 LOAD_S = 15.0
+SETTLE_S = 0.05  # before each command: Docker clears away after an exec, which is not the next one's cost
 LIMITS = Limits(disk_mb=1024)
 
 
@@ -75,6 +76,7 @@ async def measure_exec(run: str, image: str, rounds: int) -> dict[str, Any]:
     async with contenders(sandbox) as acts:
         for number in range(rounds + 1):
             for name, act in acts.items():
+                await asyncio.sleep(SETTLE_S)
                 took = await timed(act)
                 if number:  # the first is a warm-up
                     seconds.setdefault(name, []).append(took)
