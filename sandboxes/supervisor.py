@@ -55,12 +55,17 @@ klong_stat() {  # klong_state, klong_parent and klong_began of the process in th
   set -- ${klong_last##*) }
   klong_state_of=$1 klong_parent=$2 klong_group=$3 klong_began=${20}
 }
-klong_kill_orphans() {  # those that began at $1 or later; false if there were none
+# A command may begin in the very tick in which the one before left a job: then the numbers tell them apart.
+klong_is_later() {  # is process $1 younger than what began at $2 with the number $3?
+  [ "$klong_began" -gt "$2" ] || { [ "$klong_began" = "$2" ] && [ "$1" -gt "$3" ]; }
+}
+klong_kill_orphans() {  # those that are later than $1 $2; false if there were none
   klong_found=1
   for klong_proc in /proc/[0-9]*; do
     klong_stat "$klong_proc"
-    if [ "$klong_parent" = 1 ] && [ "$klong_state_of" != Z ] && [ "$klong_began" -ge "$1" ]; then
-      kill -s KILL "${klong_proc#/proc/}"
+    klong_pid=${klong_proc#/proc/}
+    if [ "$klong_parent" = 1 ] && [ "$klong_state_of" != Z ] && klong_is_later "$klong_pid" "$@"; then
+      kill -s KILL "$klong_pid"
       klong_found=0
     fi
   done
@@ -68,7 +73,7 @@ klong_kill_orphans() {  # those that began at $1 or later; false if there were n
 }
 klong_end_strays() {
   klong_tries=0
-  while [ "$klong_alone" ] && klong_kill_orphans "$1"; do
+  while [ "$klong_alone" ] && klong_kill_orphans "$@"; do
     if [ $klong_tries -ge 50 ]; then  # they fork faster than they are found: so all at once, wanted jobs too
       kill -s KILL -- -1
       return
@@ -109,7 +114,8 @@ klong_kill() {
   if klong_note; then
     kill -s KILL -- "-$klong_job"
     klong_wait kill -0 "-$klong_job"
-    klong_end_strays $((${klong_up%.*} * 100 + 1${klong_up#*.} - 100))  # in hundredths of a second, as /proc/PID/stat
+    # In hundredths of a second, as /proc/PID/stat has it.
+    klong_end_strays $((${klong_up%.*} * 100 + 1${klong_up#*.} - 100)) "$klong_job"
   fi
   kill -s CONT $PPID  # the agent may have stopped it
 }
