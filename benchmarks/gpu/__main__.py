@@ -25,16 +25,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "klong-gpu-models")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    began = time.monotonic()
     results: dict[str, Any] = {"host": in_child(host)}
     for name in options.models:
         folder = in_child(models.build, name, options.folder)
         for part in options.parts:
-            began = time.monotonic()
-            results.setdefault(part, {})[name] = PARTS[part](name, folder)
-            print(f"{part} of {name}, in {time.monotonic() - began:.0f} s:")
-            print(json.dumps(results[part][name], indent=1), flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(results, indent=2) + "\n")
+            for result in PARTS[part](name, folder):
+                results.setdefault(part, []).append(result)
+                print(f"{part}, after {time.monotonic() - began:.0f} s: {json.dumps(result, indent=1)}", flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

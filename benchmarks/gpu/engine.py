@@ -42,7 +42,7 @@ class InstantSandbox:
     """Answers at once."""
 
     async def exec(self, command: str, timeout_s: float) -> ExecResult:
-        return ExecResult(exit_code=0, output="digit 7\n", truncated=False, timed_out=False, seconds=0.0)
+        return ExecResult(exit_code=0, stdout=b"digit 7\n", truncated=False, timed_out=False, seconds=0.0)
 
 
 def episode(index: int) -> EpisodeSpec:
@@ -77,7 +77,6 @@ async def measure(name: str, folder: Path, token_budget: int) -> dict[str, Any]:
     result: dict[str, Any] = {"model": name, "engine_start_s": round(time.monotonic() - began, 1)}
     try:
         result["rollout"], windows = await rollout(engine, chat)
-        print(result, flush=True)  # what is known, should a later part fail
         result["gap_before_any_publish"] = await gap(engine, rank, windows)
         result["publish"] = await publish(engine, rank, windows)
         result["gap_after_training_and_publish"] = await gap(engine, rank, windows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "vllm", "megatron-core", "transformer-engine", "ray", "transformers")
-# [tokens of a row, of a window, rows of a step, recompute]: beside a large model's state there is no room for what a long
-# row keeps for its backward pass.
+# [tokens of a row, of a window, rows of a step, recompute]: a large model's state leaves no room for what a long row
+# keeps for its backward pass.
 STEPS = {
     "smollm2-135m": [(8192, 2048, 8, False), (32_768, 4096, 2, False)],
     "qwen3-1.7b": [(8192, 2048, 4, False), (32_768, 4096, 1, True)],
@@ -22,14 +22,15 @@ STEPS = {
 BUDGETS = {"smollm2-135m": 16_384, "qwen3-1.7b": 2048}  # of the learner beside an engine
 
 
-def learner_part(name: str, folder: Path) -> list[dict[str, Any]]:
+def learner_part(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     from benchmarks.gpu import learner
 
-    return [in_child(learner.measure, name, folder, *step) for step in STEPS[name]]
+    for step in STEPS[name]:
+        yield in_child(learner.measure, name, folder, *step)
 
 
-def engine_part(name: str, folder: Path) -> dict[str, Any]:
-    return in_child(_engine, name, folder, BUDGETS[name])
+def engine_part(name: str, folder: Path) -> Iterator[dict[str, Any]]:
+    yield in_child(_engine, name, folder, BUDGETS[name])
 
 
 def _engine(name: str, folder: Path, token_budget: int) -> dict[str, Any]:
