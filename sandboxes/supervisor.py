@@ -132,8 +132,9 @@ klong_lost() {
 }
 klong_take() {
   klong_status=0 klong_line=
-  if klong_note && ! { read -r klong_line < "/proc/$klong_executor/cmdline" && [ "$klong_line" ]; }; then
-    klong_status=1
+  if klong_note; then
+    read -r klong_line < "/proc/$klong_executor/cmdline"  # empty for a zombie
+    if ! [ "$klong_line" ]; then klong_status=1; fi
   fi
   for klong_proc in /proc/[0-9]*; do
     klong_proc=${klong_proc#/proc/}
