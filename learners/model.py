@@ -181,5 +181,10 @@ def save_hf(source: str, folder: Path, tensors: dict[str, torch.Tensor]) -> None
     for path in Path(source).iterdir():
         if path.is_file() and not path.name.startswith(("model", "pytorch_model")):
             shutil.copy2(path, folder / path.name)
-    whole = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    whole = {name: _alone(tensor.contiguous().cpu()) for name, tensor in tensors.items()}
     save_torch_state_dict(whole, folder, max_shard_size=SHARD_SIZE)
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of a padded vocabulary are a view of more than themselves, which is refused: these are copied."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -67,3 +67,11 @@ def test_a_large_model_is_saved_in_shards_that_an_index_names(tmp_path, monkeypa
     assert index.keys() == tensors.keys() and len(set(index.values())) == 3
     for name, file in index.items():
         assert torch.equal(load_file(tmp_path / "hf" / file)[name], tensors[name])
+
+
+def test_rows_of_a_padded_vocabulary_are_written(tmp_path):
+    source, written = tmp_path / "source", tmp_path / "written"
+    source.mkdir()
+    padded = torch.arange(12.0).reshape(4, 3)
+    model.save_hf(str(source), written, {"lm_head.weight": padded[:3]})
+    assert torch.equal(load_file(written / "model.safetensors")["lm_head.weight"], padded[:3])
