@@ -180,16 +180,13 @@ def open_shell(api: docker.APIClient, name: str, shell: Shell) -> Any:
 def restart(api: docker.APIClient, name: str, shell: Shell) -> tuple[Any, bool]:
     """End all processes and start the container again; the socket of a shell, and whether the container had stopped.
 
-    A container whose network namespace it joins is started first, if it stopped too: Docker asks for it. May be
-    repeated: nothing runs yet that a second restart would end.
+    May be repeated: nothing runs yet that a second restart would end.
     """
     until = time.monotonic() + NOTICE_S
-    while (found := api.inspect_container(name))["State"]["Running"] and time.monotonic() < until:
+    while (running := api.inspect_container(name)["State"]["Running"]) and time.monotonic() < until:
         time.sleep(NOTICE_S / 10)
-    if other := joined(found):
-        api.start(other)
     api.restart(name, timeout=0)
-    return open_shell(api, name, shell), not found["State"]["Running"]
+    return open_shell(api, name, shell), not running
 
 
 def joined(found: dict[str, Any]) -> str:

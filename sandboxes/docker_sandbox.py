@@ -17,7 +17,7 @@ from sandboxes.base import Adopted, ExecResult, InfrastructureFailure, TaskFailu
 from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, parse_name
 from sandboxes.daemon import Daemon, Refused
 from sandboxes.disk import DiskFull, DiskWatch
-from sandboxes.egress.containers import Egress, proxy_name, remove_proxies
+from sandboxes.egress.containers import Egress, proxy_name, remove_proxies, start_proxy
 from sandboxes.shell import ShellSandbox
 from sandboxes.stream import AttachedStream
 from sandboxes.supervisor import Paths, executor_environment
@@ -116,11 +116,13 @@ class DockerSandbox(ShellSandbox):
         )
 
     async def _restart(self) -> tuple[AttachedStream, bool]:
-        shell = self._place.shell
-        sock, had_stopped = await self._call(
-            "restarting", lambda api: container.restart(api, self.name, shell), RESTART_S
-        )
+        sock, had_stopped = await self._call("restarting", self._restart_both, RESTART_S)
         return AttachedStream(sock), had_stopped
+
+    def _restart_both(self, api: docker.APIClient) -> tuple[Any, bool]:
+        if self._proxy:
+            start_proxy(api, self._proxy)
+        return container.restart(api, self.name, self._place.shell)
 
     async def _check_owner(self) -> None:
         await self._call("looking at", lambda api: api.inspect_container(self.name), RESTART_S)

@@ -126,6 +126,14 @@ class PrivateDockerd:
                     for process in (*shim.children(recursive=True), shim):
                         process.kill()
 
+    def containers(self) -> list[str]:
+        """The ids of all that it has, running or not."""
+        client = docker.APIClient(self.host, timeout=STOP_S)
+        try:
+            return [each["Id"] for each in client.containers(all=True)]
+        finally:
+            client.close()
+
     def _remove_containers(self) -> None:
         client = docker.APIClient(self.host, timeout=STOP_S)
         try:

@@ -102,12 +102,30 @@ def create_proxy(api: docker.APIClient, egress: Egress, sandbox: str, network: N
         container.remove(api, name)
         made = _create(api, egress, name, config)
     try:
-        api.start(made)
-        _wait_until_it_listens(api, made)
+        start_proxy(api, made)
     except Exception:
         container.remove(api, made)
         raise
     return made
+
+
+def start_proxy(api: docker.APIClient, made: str) -> None:
+    """Start it unless it runs, before the sandbox that joins it: Docker asks for that order. May be repeated."""
+    if api.inspect_container(made)["State"]["Running"]:
+        return
+    before = _listened(api, made)
+    api.start(made)
+    give_up = time.monotonic() + LISTENS_S
+    while _listened(api, made) == before:
+        if time.monotonic() > give_up:
+            said = api.logs(made, stdout=False, stderr=True).decode(errors="replace")[-500:]
+            raise InfrastructureFailure(f"the proxy of a sandbox did not listen within {LISTENS_S:g} s: {said}")
+        time.sleep(LOOK_EVERY_S)
+
+
+def _listened(api: docker.APIClient, made: str) -> int:
+    """How many times its program has begun to listen."""
+    return api.logs(made, stdout=False, stderr=True).count(b"listening")
 
 
 def _open_exit(api: docker.APIClient, egress: Egress) -> str:
@@ -188,16 +206,6 @@ def _digest(egress: Egress) -> str:
     """Of what an exit is made of: one of an earlier launch, with other programs or settings, isn't used."""
     made_of = [egress.image, egress.via, *egress.ranges, "", *egress.dns]
     return hashlib.blake2b(_programs() + "\n".join(made_of).encode(), digest_size=4).hexdigest()
-
-
-def _wait_until_it_listens(api: docker.APIClient, made: str) -> None:
-    give_up = time.monotonic() + LISTENS_S
-    while b"listening" not in (said := api.logs(made, stdout=False, stderr=True)):
-        ended = not api.inspect_container(made)["State"]["Running"]
-        if ended or time.monotonic() > give_up:
-            what = "ended" if ended else f"did not listen within {LISTENS_S:g} s"
-            raise InfrastructureFailure(f"the proxy of a sandbox {what}: {said.decode(errors='replace')[-500:]}")
-        time.sleep(LOOK_EVERY_S)
 
 
 def remove_proxies(api: docker.APIClient, egress: Egress, proxies: Sequence[str]) -> int:

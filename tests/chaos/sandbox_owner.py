@@ -13,28 +13,30 @@ import sys
 import psutil
 
 from klong_rl.failures import InfrastructureFailure
-from klong_rl.types import Limits
+from klong_rl.types import Limits, Network
 from sandboxes.docker import DockerSandboxes
 
 IMAGE = "klong-sandbox"
 LIMITS = Limits(memory_mb=64, pids=64)
+WITH_NETWORK = Limits(memory_mb=64, pids=64, network=Network())
 AT_ONCE = 6
 TIMEOUT_S = 30.0
 ATTEMPTS, REST_S = 3, 1.0  # as a rollout actor has them
-SNAPSHOT_SHARE, TAKE_OVER_SHARE = 0.1, 0.2
+SNAPSHOT_SHARE, TAKE_OVER_SHARE, NETWORK_SHARE = 0.1, 0.2, 0.05
 
 
 async def live(factory: DockerSandboxes, episode: str, rng: random.Random) -> None:
     """One life cycle, from wherever an earlier owner left it."""
     sandbox = await factory.adopt(episode)
+    limits = WITH_NETWORK if rng.random() < NETWORK_SHARE else LIMITS
     if sandbox is None:
-        sandbox = await factory.create(episode, 1, IMAGE, LIMITS)
+        sandbox = await factory.create(episode, 1, IMAGE, limits)
     await sandbox.write("file", episode.encode())
     await sandbox.exec("sleep 3600 & echo $RANDOM > number; export A=1", timeout_s=TIMEOUT_S)
     if rng.random() < SNAPSHOT_SHARE:
         image = await sandbox.snapshot("soak")
         await sandbox.close()
-        sandbox = await factory.create(episode, 2, image, LIMITS)
+        sandbox = await factory.create(episode, 2, image, limits)
     if rng.random() < TAKE_OVER_SHARE:
         await sandbox.release()
         sandbox = await factory.adopt(episode)

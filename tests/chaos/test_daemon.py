@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from klong_rl.types import Limits
+from klong_rl.types import Limits, Network
 from sandboxes import docker_sandbox
 from sandboxes.base import HostAway
 from sandboxes.docker import DockerSandboxes
@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
 IMAGE = "klong-sandbox"
 LIMITS = Limits(memory_mb=128, pids=32)
+LIMITS_WITH_NETWORK = Limits(memory_mb=128, pids=32, network=Network(allow=("*.invalid",)))
 AWAY_S = 0.3
 
 
@@ -102,6 +103,31 @@ async def test_files_move_and_snapshots_are_kept_across_a_restart(dockerd, facto
     async with daemon_away(dockerd):
         other = await factory.create("other", 1, image, LIMITS)
     assert (await other.exec("cat file ../new", timeout_s=10)).output == "text\n1"
+
+
+@pytest.mark.slow
+async def test_a_network_is_there_again_after_a_restart(dockerd, factory):
+    dockerd.load_image("klong-net")
+    sandbox = await factory.create("e", 1, IMAGE, LIMITS_WITH_NETWORK)
+    assert await ask(sandbox, "blocked.test") == "blocked.test:80 is not allowed\n"
+    async with daemon_away(dockerd):
+        pass
+    assert await ask(sandbox, "blocked.test") == "blocked.test:80 is not allowed\n"
+    assert await ask(sandbox, "nowhere.invalid") == "Name or service not known\n", "which only the way out can say"
+    async with daemon_away(dockerd):
+        adopted = await factory.adopt("e")
+    assert await ask(adopted, "blocked.test") == "blocked.test:80 is not allowed\n"
+    async with daemon_away(dockerd):
+        await adopted.close()
+    await factory.reap(keep=set())
+    assert dockerd.containers() == []
+
+
+async def ask(sandbox, host):
+    """What a sandbox's proxy says of a host."""
+    request = f"printf 'GET http://{host}/ HTTP/1.1\\r\\n\\r\\n'"
+    command = f"exec 3<>/dev/tcp/127.0.0.1/3128; {request} >&3; tail -n 1 <&3"
+    return (await sandbox.exec(command, timeout_s=30)).output
 
 
 async def test_another_owner_adopts_and_closes_across_a_restart(dockerd, factory, sandbox):

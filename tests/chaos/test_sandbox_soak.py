@@ -69,8 +69,8 @@ class Owner:
 
 def belongings(api, run):
     """Whatever of the run is there."""
-    label = {"label": f"klong.run={run}"}
-    boxes = [each["Names"][0] for each in api.containers(all=True, filters=label)]
+    label, ways_out = {"label": f"klong.run={run}"}, {"label": f"klong.egress={run}"}
+    boxes = [each["Names"][0] for mine in (label, ways_out) for each in api.containers(all=True, filters=mine)]
     others = [each["Name"] for each in [*api.networks(), *(api.volumes()["Volumes"] or ())] if run in each["Name"]]
     return boxes + others + [each["Id"] for each in api.images(all=True, filters=label)]
 
