@@ -139,9 +139,11 @@ class DockerHost:
             made, sock, proxy = await self._daemon.call(
                 f"creating {name} from {kind.image}", lambda api: self._create(api, kind, name), deadline_s=CREATE_S
             )
-        except docker.errors.NotFound:
+        except docker.errors.ImageNotFound:
             self._images.forget_all()
             raise InfrastructureFailure(missing_image(kind.image, self.where)) from None
+        except docker.errors.NotFound as error:
+            raise InfrastructureFailure(f"Docker refused creating {name}: {error.explanation}") from error
         sandbox = DockerSandbox(self._place, made, name, proxy)
         try:
             await sandbox.open(sock)

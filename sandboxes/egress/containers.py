@@ -130,28 +130,33 @@ def _listened(api: docker.APIClient, made: str) -> int:
 
 def _open_exit(api: docker.APIClient, egress: Egress) -> str:
     """Start the run's exit unless it runs; the name of the volume that holds its socket."""
-    asked = {"socket": f"{SHARED}/exit", "ranges": egress.ranges}
     name = f"{EXIT}.{container.word(egress.run)}.{_digest(egress)}"
-    try:
-        running = api.inspect_container(name)["State"]["Running"]
-    except docker.errors.NotFound:
-        api.create_volume(name, labels={EGRESS_LABEL: egress.run})
-        config = _config(egress, "exit", asked, f"{name}:{SHARED}", memory_mb=256, log_mb=1)
-        config["User"] = "0:0"  # of the volume, with no capability
-        config["HostConfig"] |= {
-            "NetworkMode": egress.via,
-            "Dns": list(egress.dns),
-            "RestartPolicy": {"Name": "always"},
-        }
+    give_up = time.monotonic() + LISTENS_S
+    while time.monotonic() < give_up:
         try:
-            _create(api, egress, name, config)
-        except docker.errors.APIError as error:
-            if error.status_code != 409:  # another process was quicker
-                raise
-        running = False
-    if not running:
-        api.start(name)
-    return name
+            running = api.inspect_container(name)["State"]["Running"]
+        except docker.errors.NotFound:
+            _make_exit(api, egress, name)
+            continue
+        if not running:
+            api.start(name)
+        return name
+    raise InfrastructureFailure(f"the way out {name} was not made within {LISTENS_S:g} s")
+
+
+def _make_exit(api: docker.APIClient, egress: Egress, name: str) -> None:
+    """Create it, unless someone else does at this moment: then its name is taken before it can be found."""
+    api.create_volume(name, labels={EGRESS_LABEL: egress.run})
+    asked = {"socket": f"{SHARED}/exit", "ranges": egress.ranges}
+    config = _config(egress, "exit", asked, f"{name}:{SHARED}", memory_mb=256, log_mb=1)
+    config["User"] = "0:0"  # of the volume, with no capability
+    config["HostConfig"] |= {"NetworkMode": egress.via, "Dns": list(egress.dns), "RestartPolicy": {"Name": "always"}}
+    try:
+        _create(api, egress, name, config)
+    except docker.errors.APIError as error:
+        if error.status_code != 409:
+            raise
+        time.sleep(LOOK_EVERY_S)
 
 
 def _create(api: docker.APIClient, egress: Egress, name: str, config: dict[str, Any]) -> str:

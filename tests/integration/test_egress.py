@@ -240,9 +240,17 @@ async def test_a_flood_is_bounded_and_what_was_open_at_the_end_is_logged(make, t
 async def test_a_network_that_cannot_be_had_says_why(make, client):
     with pytest.raises(TaskFailure, match="'a b' is no host"):
         await make().create("e", 1, IMAGE, limits(Network(allow=("a b",))))
-    factory = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}", egress={"image": "klong-none"})
-    with pytest.raises(InfrastructureFailure, match="klong-none.*make image-net"):
-        await factory.create("e", 1, IMAGE, limits())
-    await factory.reap(keep=set())
-    await factory.close()
-    assert leftovers(client, factory.run) == []
+    for settings, says in (({"image": "klong-none"}, "klong-none.*make image-net"), ({"via": "nowhere"}, "nowhere")):
+        factory = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}", egress=settings)
+        with pytest.raises(InfrastructureFailure, match=says):
+            await factory.create("e", 1, IMAGE, limits())
+        await factory.reap(keep=set())
+        await factory.close()
+        assert leftovers(client, factory.run) == []
+
+
+async def test_many_at_once_share_one_way_out(make, client):
+    factories = [make(), make()]
+    made = await asyncio.gather(*(factories[n % 2].create(f"e{n}", 1, IMAGE, limits()) for n in range(6)))
+    assert await asyncio.gather(*(get(each, "http://allowed.test/") for each in made)) == ["allowed.test /"] * 6
+    assert leftovers(client, factories[0].run).count("klong-exit") == 2, "a container and its volume"
