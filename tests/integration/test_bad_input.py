@@ -71,6 +71,11 @@ def test_a_model_folder_without_tokenizer(launch, run_dir, tmp_path):
     refused(launch(*overrides), run_dir, str(folder), "tokenizer.json")
 
 
+def test_an_option_that_the_objective_does_not_have(launch, run_dir):
+    overrides = ("learner.objective=grpo", "+learner.objective_options.clip=0.3")
+    refused(launch(*overrides), run_dir, "'grpo'", "['clip']", "clip_high", "kl_coefficient")
+
+
 def test_a_layout_that_does_not_fit_the_model(launch, run_dir):
     refused(launch("learner.layout.tensor=3"), run_dir, "layout.tensor=3 does not divide num_attention_heads=4")
 
