@@ -61,7 +61,8 @@ def test_a_large_model_is_saved_in_shards_that_an_index_names(tmp_path, monkeypa
     monkeypatch.setattr(model, "SHARD_SIZE", "1KB")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text("{}")
-    tensors = {f"layer{i}": torch.randn(200) for i in range(3)}
+    # As Megatron exports them: parts of one buffer, some transposed.
+    tensors = {f"layer{i}": part.view(20, 10).T for i, part in enumerate(torch.randn(600).split(200))}
     model.save_hf(str(tmp_path / "source"), tmp_path / "hf", tensors)
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())["weight_map"]
     assert index.keys() == tensors.keys() and len(set(index.values())) == 3
