@@ -76,8 +76,8 @@ def write_rows(path: Path, made: list[Trajectory], side: str) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def fine_tune(work: Path, side: str, base: Path, seed: int) -> None:
-    """One side's fine-tuning; nothing to do where it is finished."""
+def fine_tune(work: Path, side: str, base: Path, seed: int) -> subprocess.Popen:
+    """Start one side's fine-tuning, or what is left of it."""
     settings = {
         "data": work / f"{side}.jsonl",
         "held_out": work / "held-out.jsonl",
@@ -95,6 +95,7 @@ def fine_tune(work: Path, side: str, base: Path, seed: int) -> None:
         "engine.max_model_len": 256,
         "learner.optimizer.lr": 1e-3,
         "learner.optimizer.warmup_steps": 20,
+        "learner.layout.data": 1,
         "learner.checkpoint_every": CHECKPOINT_EVERY,
         "learner.keep_checkpoints": STEPS // CHECKPOINT_EVERY,
         "seed": seed,
@@ -102,7 +103,7 @@ def fine_tune(work: Path, side: str, base: Path, seed: int) -> None:
         "name": side,
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    subprocess.run([sys.executable, "-m", "klong_rl.sft", *overrides], check=True)
+    return subprocess.Popen([sys.executable, "-m", "klong_rl.sft", *overrides])
 
 
 async def evaluate(work: Path, base: Path, seed: int) -> dict[str, dict[int, dict[str, float]]]:
@@ -176,8 +177,9 @@ def run_seed(work: Path, seed: int) -> None:
     for side in SIDES:
         write_rows(folder / f"{side}.jsonl", made, side)
     write_rows(folder / "held-out.jsonl", demonstrations(chat, seed, 10**6, HELD_OUT_DEMONSTRATIONS), "split")
-    for side in SIDES:
-        fine_tune(folder, side, base, seed)
+    both = [fine_tune(folder, side, base, seed) for side in SIDES]
+    if codes := [process.wait() for process in both if process.wait() != 0]:
+        sys.exit(f"seed {seed}: a fine-tuning ended with exit code {codes[0]}; see what it said above")
     held_out = asyncio.run(evaluate(folder, base, seed))
     lines = {side: read_lines(folder / side / METRICS_FILE, SftMetrics) for side in SIDES}
     result = {
