@@ -43,10 +43,10 @@ from klong_rl.windows import ContextRule, flat, windows
 SIDES = {"cut": "cut at the context's end", "split": "trajectory splitting"}
 RULE = ContextRule(max_tokens=128, overlap_tokens=24, action_tokens=16)
 AGENT = AgentConfig(system="You have a shell, one command a turn. Type submit when done.", temperature=0.5)
-DIFFICULTIES = (2, 4, 6, 8, 10, 12)  # clues of the demonstrations: six are more than a context holds
+DIFFICULTIES = (6, 8, 10, 12)  # clues of the demonstrations: all are more than a context holds
 HELD_OUT_DIFFICULTY = 12
-DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS = 900, 30
-STEPS, TOKENS_PER_STEP, CHECKPOINT_EVERY = 120, 2048, 40
+DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS = 900, 20
+STEPS, TOKENS_PER_STEP, CHECKPOINT_EVERY = 240, 1024, 120
 EPISODES, TIMEOUT_S = 24, 300.0
 MAX_TURNS = 2 * HELD_OUT_DIFFICULTY
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -81,8 +81,8 @@ def fine_tune(work: Path, side: str, base: Path, seed: int) -> subprocess.Popen:
     settings = {
         "data": work / f"{side}.jsonl",
         "held_out": work / "held-out.jsonl",
-        "held_out_tokens": 8192,
-        "evaluate_every": 20,
+        "held_out_tokens": 4096,
+        "evaluate_every": 40,
         "steps": STEPS,
         "epochs": 1000,
         "tokens_per_step": TOKENS_PER_STEP,
