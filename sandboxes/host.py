@@ -156,13 +156,14 @@ class DockerHost:
         """The id, the socket of a shell, and the id of the proxy. May be repeated, as the two it is made of."""
         egress, network = self._place.egress, kind.limits.network
         hardening = self._hardening
+        quota = self._bounds_disks  # others may learn meanwhile that it doesn't
         proxy = egress_containers.create_proxy(api, egress, name, network) if network else ""
         if proxy:
             hardening = hardening | {"network": container.JOINED + proxy}
         config = container.container_config(
             self._run,
             kind.image,
-            container.host_config(kind.limits, **hardening, disk_quota=self._bounds_disks),
+            container.host_config(kind.limits, **hardening, disk_quota=quota),
             egress_containers.environment() if proxy else (),
         )
         try:
@@ -170,7 +171,7 @@ class DockerHost:
         except Exception as error:
             if proxy:
                 container.remove(api, proxy)
-            if not (self._bounds_disks and container.is_refusal_of_quota(error)):
+            if not (quota and container.is_refusal_of_quota(error)):
                 raise
         self._bounds_disks = False
         return self._create(api, kind, name)
