@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from klong_rl.errors import UserError
+from learners.layout import ParallelLayout
 
 CPU = torch.device("cpu")
 
@@ -149,6 +152,15 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps)
         # Each rank has the gradient of its part of the row: Megatron sums those of parameters with this mark.
         self.weight.sequence_parallel = config.sequence_parallel
+
+
+def check(model: Mapping[str, Any], layout: ParallelLayout) -> None:
+    """Raise UserError for a layout that local layers would train wrongly. `model` is an HF config as a dict."""
+    if model.get("kv_lora_rank") and layout.tensor > 1:
+        raise UserError(
+            f"layout.tensor={layout.tensor} can't be trained on a CPU for {model['model_type']}: its latent "
+            "attention doesn't sum the gradient of the keys that all heads share over tensor ranks; use tensor=1"
+        )
 
 
 def use_local_layers(bridge: Any) -> None:

@@ -60,7 +60,10 @@ def read_hf_config(folder: str) -> dict[str, Any]:
 
 def check(job: LearnerJob) -> None:
     """Raise UserError, before any weights load, for a model that can't be built or a layout that doesn't fit it."""
-    job.layout.check(read_hf_config(job.model), job.pad_to)
+    config = read_hf_config(job.model)
+    job.layout.check(config, job.pad_to)
+    if job.learner.device == "cpu":
+        cpu.check(config, job.layout)
 
 
 def build(job: LearnerJob) -> Model:

@@ -12,15 +12,17 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 STEPS = 5
 WINDOWS = made_windows(12)
-# Tied embeddings (llama), experts of two kinds of layers (glm4_moe).
-MODELS = ("llama", "glm4_moe")
+# Tied embeddings, layers with and without experts, latent attention.
+LATENT = "deepseek_v3, groups, yarn"
+MODELS = ("llama", "glm4_moe", LATENT)
+SPLIT = ("llama", "glm4_moe")  # over tensor ranks: latent attention is refused there
 LAYOUTS = [
-    ({"tensor": 2}, MODELS),
+    ({"tensor": 2}, SPLIT),
     ({"pipeline": 2}, MODELS),
     ({"data": 2}, MODELS),
-    ({"data": 2, "expert": 2}, ("glm4_moe",)),
+    ({"data": 2, "expert": 2}, ("glm4_moe", LATENT)),
     ({"tensor": 2, "expert": 2}, ("glm4_moe",)),
-    ({"tensor": 2, "pipeline": 2}, MODELS),
+    ({"tensor": 2, "pipeline": 2}, SPLIT),
 ]
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from klong_rl.config import LayoutConfig, LearnerConfig
 from klong_rl.errors import UserError
 from learners import model
+from learners.job import LearnerJob
 from learners.model import read_hf_config
 
 
@@ -76,3 +78,11 @@ def test_rows_of_a_padded_vocabulary_are_written(tmp_path):
     padded = torch.arange(12.0).reshape(4, 3)
     model.save_hf(str(source), written, {"lm_head.weight": padded[:3]})
     assert torch.equal(load_file(written / "model.safetensors")["lm_head.weight"], padded[:3])
+
+
+def test_latent_attention_is_not_split_over_the_tensor_ranks_of_a_cpu(tmp_path):
+    sizes = {"num_attention_heads": 8, "num_hidden_layers": 2, "vocab_size": 512, "intermediate_size": 96}
+    config = {"model_type": "deepseek_v3", "kv_lora_rank": 24, "num_experts_per_tok": 8, **sizes}
+    learner = LearnerConfig(layout=LayoutConfig(tensor=2, data=1))
+    with pytest.raises(UserError, match="layout.tensor=2 can't be trained on a CPU"):
+        model.check(LearnerJob(folder(tmp_path, **config), learner))
