@@ -155,15 +155,14 @@ class DockerHost:
     def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, Any, str]:
         """The id, the socket of a shell, and the id of the proxy. May be repeated, as the two it is made of."""
         egress, network = self._place.egress, kind.limits.network
-        hardening = self._hardening
-        quota = self._bounds_disks  # others may learn meanwhile that it doesn't
+        hardening, bounds_disks = self._hardening, self._bounds_disks  # another thread may learn better meanwhile
         proxy = egress_containers.create_proxy(api, egress, name, network) if network else ""
         if proxy:
             hardening = hardening | {"network": container.JOINED + proxy}
         config = container.container_config(
             self._run,
             kind.image,
-            container.host_config(kind.limits, **hardening, disk_quota=quota),
+            container.host_config(kind.limits, **hardening, disk_quota=bounds_disks),
             egress_containers.environment() if proxy else (),
         )
         try:
@@ -171,7 +170,7 @@ class DockerHost:
         except Exception as error:
             if proxy:
                 container.remove(api, proxy)
-            if not (quota and container.is_refusal_of_quota(error)):
+            if not (bounds_disks and container.is_refusal_of_quota(error)):
                 raise
         self._bounds_disks = False
         return self._create(api, kind, name)
@@ -279,11 +278,8 @@ class DockerHost:
 
     async def _remove_unowned(self) -> None:
         try:
-            removed = await self._daemon.call(
-                "looking for sandboxes of dead processes",
-                self._find_and_remove_unowned,
-                deadline_s=CLOSE_S,
-            )
+            doing = "looking for sandboxes of dead processes"
+            removed = await self._daemon.call(doing, self._find_and_remove_unowned, deadline_s=CLOSE_S)
         except InfrastructureFailure as failure:
             log.warning("looked for no sandboxes of dead processes: %s", failure)
             return

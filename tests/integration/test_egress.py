@@ -107,6 +107,7 @@ async def get(sandbox, *arguments):
 
 def logged(folder, episode="e"):
     lines = [json.loads(line) for path in sorted((folder / episode).glob("*.jsonl")) for line in path.open()]
+    lines.sort(key=lambda line: line["at"])  # each is written at its end
     return [(line["method"], line["host"], line["port"], line["verdict"], line["why"]) for line in lines], lines
 
 
