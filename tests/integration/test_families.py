@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.learner_ranks import learner_job, made_windows, run_ranks
 from tests.model_families import CONFIGS, SIZES, build
@@ -19,7 +19,7 @@ WINDOWS = made_windows(8, longest=200)
 
 
 def logprobs_and_tensors(job, rank, device, folders):
-    """By model: its log-probs of WINDOWS, packed in one row, and its exported tensors."""
+    """By model: its log-probs of WINDOWS, packed in one row, and its exported tensors, written to a folder too."""
     from learners import model, step
     from learners.forward import Batch, window_logprobs
 
@@ -28,8 +28,10 @@ def logprobs_and_tensors(job, rank, device, folders):
         model.read_hf_config(str(folder))
         one = model.build(dataclasses.replace(job, model=str(folder)))
         batch = Batch(WINDOWS, job.pad_to, device)
-        tensors = {tensor_name: tensor.numpy() for tensor_name, tensor in model.export(one)}
-        answers[name] = window_logprobs(batch, step.logprobs(one, [batch], 1.0)[0]), tensors
+        tensors = dict(model.export(one))
+        model.save_hf(str(folder), folder / "again", tensors)
+        logprobs = window_logprobs(batch, step.logprobs(one, [batch], 1.0)[0])
+        answers[name] = logprobs, {tensor_name: tensor.numpy() for tensor_name, tensor in tensors.items()}
     return answers
 
 
@@ -80,3 +82,11 @@ def test_the_tensors_that_went_in_come_out(models, ours, name):
     assert exported.keys() == saved.keys()
     for tensor_name, tensor in saved.items():
         np.testing.assert_array_equal(exported[tensor_name], tensor.numpy(), err_msg=tensor_name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_reads_the_folder_that_is_written(models, ours, name):
+    model, again = models[1][name], AutoModelForCausalLM.from_pretrained(models[0][name] / "again", dtype=torch.float32)
+    ours, theirs = again.state_dict(), model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[tensor_name], tensor) for tensor_name, tensor in theirs.items())
