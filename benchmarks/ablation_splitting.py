@@ -42,7 +42,7 @@ AGENT = AgentConfig(system="You have a shell, one command a turn. Type submit wh
 DIFFICULTIES = (6, 8, 10, 12)  # clues of the demonstrations: all are more than a context holds
 HELD_OUT_DIFFICULTY = 12
 DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS = 900, 20
-STEPS, TOKENS_PER_STEP, CHECKPOINT_EVERY = 240, 1024, 120
+STEPS, TOKENS_PER_STEP, CHECKPOINT_EVERY = 360, 1024, 120
 EPISODES, TIMEOUT_S = 24, 300.0
 MAX_TURNS = 2 * HELD_OUT_DIFFICULTY
 SETTINGS = {
