@@ -82,7 +82,7 @@ def measure_split() -> dict[str, dict[str, float]]:
 
         found[name] = {
             "tokens": n_tokens,
-            "turns": len(made.starts_N),
+            "turns": len(made.starts_K),
             "windows": len(ranges),
             "tokens_per_s": n_tokens / fastest(split),
             "copy_tokens_per_s": n_tokens / fastest(copy),

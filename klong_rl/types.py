@@ -8,7 +8,7 @@ Dimension suffixes, used in every name that holds an array:
     _A   tokens of one action (sampled by the model)
     _O   tokens of one observation (the environment's answer, and the opening of the next action)
     _T   tokens of one window, prefix included; of one trajectory, prefix left out
-    _N   turns of one trajectory
+    _K   turns of one trajectory
     _R   tokens of one micro-batch: a packed row of whole windows
     _N   target tokens of one micro-batch
     _W   windows of one micro-batch (_W1: their W + 1 bounds)
@@ -117,7 +117,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A finished episode as SFT reads it: flat, with no record of how it was sampled.
 
-    After the prefix, turn i is `tokens_T[starts_N[i]:starts_N[i + 1]]`: first its action, up to `ends_N[i]`, then its
+    After the prefix, turn i is `tokens_T[starts_K[i]:starts_K[i + 1]]`: first its action, up to `ends_K[i]`, then its
     observation. The first turn starts at 0. `agent_T` is 1 on the actions.
     """
 
@@ -125,8 +125,8 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     prefix_P: np.ndarray  # int32
     tokens_T: np.ndarray  # int32, without the prefix
     agent_T: np.ndarray  # uint8
-    starts_N: np.ndarray  # int64, where each action starts
-    ends_N: np.ndarray  # int64, where it ends
+    starts_K: np.ndarray  # int64, where each action starts
+    ends_K: np.ndarray  # int64, where it ends
 
     def n_tokens(self) -> int:
         return len(self.prefix_P) + len(self.tokens_T)

@@ -101,8 +101,8 @@ def flat(episode: str, prefix_P: np.ndarray, turns: Iterable[tuple[np.ndarray, n
         prefix_P=prefix_P,
         tokens_T=np.concatenate(pieces).astype(np.int32, copy=False) if pieces else np.zeros(0, np.int32),
         agent_T=np.repeat(agent.view(np.uint8), lengths),
-        starts_N=(ends - lengths)[::2],
-        ends_N=ends[::2],
+        starts_K=(ends - lengths)[::2],
+        ends_K=ends[::2],
     )
 
 
@@ -111,7 +111,7 @@ def spans(trajectory: Trajectory, rule: ContextRule) -> Iterator[Span]:
 
     Raises ContextOverflow if the prefix alone fills a window.
     """
-    starts, ends, prefix_tokens = trajectory.starts_N.tolist(), trajectory.ends_N.tolist(), len(trajectory.prefix_P)
+    starts, ends, prefix_tokens = trajectory.starts_K.tolist(), trajectory.ends_K.tolist(), len(trajectory.prefix_P)
     capacity = rule.room_for_turns(prefix_tokens, 0)
     if capacity < 1:
         raise ContextOverflow(f"prefix of {prefix_tokens} tokens leaves no room for an action in {rule}")
@@ -176,7 +176,7 @@ def split(spec: EpisodeSpec, prefix_P: np.ndarray, turns: Sequence[Turn], score:
     trajectory = flat(spec.id, prefix_P, ((turn.action_A, turn.observation_O) for turn in turns))
     logprobs_T = np.zeros(len(trajectory.tokens_T), np.float32)
     logprobs_T[trajectory.agent_T == 1] = np.concatenate([turn.logprobs_A for turn in turns]) if turns else ()
-    starts, ends = trajectory.starts_N, trajectory.ends_N
+    starts, ends = trajectory.starts_K, trajectory.ends_K
     made, first = [], 0
     for number, (start, run) in enumerate(itertools.groupby(turns, key=lambda turn: turn.context_start)):
         end = first + sum(1 for _ in run)

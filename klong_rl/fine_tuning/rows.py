@@ -115,8 +115,8 @@ def of_tokens(identity: str, tokens: Any, agent: Any, where: str) -> Trajectory:
         prefix_P=tokens_T[:prefix].astype(np.int32),
         tokens_T=tokens_T[prefix:].astype(np.int32),
         agent_T=agent_T[prefix:].astype(np.uint8),
-        starts_N=edges[::2] - prefix,
-        ends_N=edges[1::2] - prefix,
+        starts_K=edges[::2] - prefix,
+        ends_K=edges[1::2] - prefix,
     )
 
 

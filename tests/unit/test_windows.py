@@ -144,7 +144,7 @@ def test_whatever_the_lengths_the_targets_of_the_windows_are_the_actions(drawn):
 def test_a_later_window_overlaps_what_came_before_as_far_as_there_is_room(drawn):
     made, rule = drawn
     capacity = rule.max_tokens - len(made.prefix_P)
-    starts = made.starts_N.tolist()
+    starts = made.starts_K.tolist()
     found = list(spans(made, rule))
     for before, span in zip(found, found[1:], strict=False):
         overlap = span.target - span.first
@@ -153,7 +153,7 @@ def test_a_later_window_overlaps_what_came_before_as_far_as_there_is_room(drawn)
         inside_a_turn = overlap >= min(rule.overlap_tokens, capacity // 2) or span.end - span.first == capacity
         if span.first in starts:
             earlier = starts[starts.index(span.first) - 1]
-            action_tokens = made.ends_N[starts.index(span.target)] - span.target if span.target in starts else 0
+            action_tokens = made.ends_K[starts.index(span.target)] - span.target if span.target in starts else 0
             room = capacity - max(rule.action_tokens, action_tokens)
             # A turn more would not have fitted, or nothing would have been left out.
             assert span.target - earlier > room or earlier == before.first or inside_a_turn

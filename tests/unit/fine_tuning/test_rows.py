@@ -25,8 +25,8 @@ def encoder(chat, tmp_path_factory):
 
 def parts(made):
     """Prefix, then (action, observation) of each turn."""
-    stops = [*made.starts_N[1:], len(made.tokens_T)]
-    bounds = zip(made.starts_N, made.ends_N, stops, strict=True)
+    stops = [*made.starts_K[1:], len(made.tokens_T)]
+    bounds = zip(made.starts_K, made.ends_K, stops, strict=True)
     return made.prefix_P.tolist(), [(made.tokens_T[a:b].tolist(), made.tokens_T[b:c].tolist()) for a, b, c in bounds]
 
 

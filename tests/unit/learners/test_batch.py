@@ -81,8 +81,8 @@ def test_each_target_has_its_own_numbers_and_is_predicted_one_place_before_it(ma
     batch = collate(made, 8)
     assert batch.tokens_R[batch.places_N + 1].tolist() == batch.labels_N.tolist()
     np.testing.assert_allclose(batch.sampler_logprobs_N, -batch.labels_N / 100, rtol=1e-6)
-    starts_N = batch.starts_W1[batch.window_N]
-    assert (batch.places_N >= starts_N).all() and (batch.places_N + 1 < batch.starts_W1[batch.window_N + 1]).all()
+    starts_K = batch.starts_W1[batch.window_N]
+    assert (batch.places_N >= starts_K).all() and (batch.places_N + 1 < batch.starts_W1[batch.window_N + 1]).all()
     assert np.bincount(batch.window_N, minlength=len(made)).tolist() == [w.n_targets() for w in made]
 
 
