@@ -9,6 +9,8 @@ group that loads the last checkpoint. Calls block; from a coroutine use `asyncio
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +32,11 @@ from learners.publish import GpuWeights, Published, WeightFolder
 from learners.rank import Rank
 from learners.step import merge
 
+log = logging.getLogger(__name__)
+
 # After one rank failed, how long the others may take to tell why they did: a lost peer is seen within it.
 BLAME_S = 5.0
+RELEASE_S = 10.0  # for Ray to free the placement group
 
 
 class LearnerGroup:
@@ -190,4 +195,9 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []
-        remove_placement_group(self._bundles)
+        # Ray waits for ever for a head that is gone, as after a SIGTERM to the whole process group.
+        removal = threading.Thread(target=remove_placement_group, args=(self._bundles,), daemon=True)
+        removal.start()
+        removal.join(RELEASE_S)
+        if removal.is_alive():
+            log.warning("Ray gave no answer in %g s about the learner's placement group: left to its end", RELEASE_S)
