@@ -27,6 +27,7 @@ from klong_rl.beside import beside
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, BufferAddress
 from klong_rl.buffer.archive import Archiver
+from klong_rl.chat import ChatFormat
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.cli import load_config, run_main
 from klong_rl.cold_start import ColdStart
@@ -125,6 +126,7 @@ class Launch:
         cold = ColdStart(self.config, self.family)
         base = cold.base()
         preflight.check_model_folder(base)
+        preflight.check_prompts(self.config, self.family, ChatFormat(base))
         check_learner(LearnerJob(str(base), self.config.learner))
         if self.config.learner.device == "cuda" and not self.config.ray_address:
             gpu_memory.check(self.config, base, gpu_memory.gpu_total())

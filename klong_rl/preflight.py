@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from klong_rl.chat import ChatFormat
+from klong_rl.config import RunConfig
 from klong_rl.errors import UserError
+from klong_rl.tasks.base import TaskFamily
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
@@ -94,6 +97,18 @@ def _missing_model_files(folder: Path) -> list[str]:
     if not any(folder.glob("*.safetensors")):
         missing.append("model.safetensors")
     return missing
+
+
+def check_prompts(config: RunConfig, family: TaskFamily, chat: ChatFormat) -> None:
+    """Refuse a window in which the prompt of a stage's first task leaves no room for an action."""
+    for number, stage in enumerate(config.curriculum.stages, 1):
+        task = family.train(stage.difficulty, 0)
+        prompt, action = len(chat.prefix(config.agent.system, task.instruction)), config.agent.action_tokens
+        if prompt + action > config.window.max_tokens:
+            raise UserError(
+                f"window.max_tokens={config.window.max_tokens} is too short for stage {number}: the prompt of task "
+                f"{task.id} takes {prompt} tokens of this model, and an action up to agent.action_tokens={action}"
+            )
 
 
 def check_same_configuration(run_dir: Path, config: Mapping[str, Any], keys: Sequence[str] = MATTERS) -> None:

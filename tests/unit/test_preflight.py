@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from klong_rl import preflight
+from klong_rl.config import AgentConfig, CurriculumConfig, RunConfig, StageConfig, WindowConfig
 from klong_rl.errors import UserError
+from klong_rl.tasks.relay import RelayTasks
 
 CONFIG = {
     "seed": 0,
@@ -143,3 +145,15 @@ def test_a_program_started_under_the_lock_does_not_keep_it(tmp_path):
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_window_too_short_for_a_task_s_prompt_is_refused_with_the_numbers(chat):
+    config = RunConfig(
+        curriculum=CurriculumConfig(stages=[StageConfig(difficulty=2)]),
+        window=WindowConfig(max_tokens=1024),
+        agent=AgentConfig(action_tokens=40),
+    )
+    preflight.check_prompts(config, RelayTasks(), chat)
+    config.window.max_tokens = 50
+    with refused("window.max_tokens=50", "stage 1", "relay", "tokens of this model", "agent.action_tokens=40"):
+        preflight.check_prompts(config, RelayTasks(), chat)
