@@ -125,7 +125,7 @@ class SandboxConfig:
     setup_timeout_s: float = 120.0
     snapshot_gb: float = 100.0  # 10^9 bytes, of the run's snapshots on one host; 0: no bound
     snapshot_every_s: float = 600.0  # of an episode under way, to go on from where its sandbox is lost; 0: never
-    hosts: list[str] = field(default_factory=list)  # unix:// or tcp:// of Docker daemons; none: DOCKER_HOST
+    hosts: list[str] = field(default_factory=list)  # unix://, tcp:// or ssh:// of Docker daemons; none: DOCKER_HOST
     per_host: int = 0  # sandboxes on one host at most, those of other runs included; 0: no bound
     warm: int = 16  # sandboxes that each rollout actor keeps made ahead on each host; 0: none
     egress: EgressConfig = field(default_factory=EgressConfig)

@@ -26,6 +26,7 @@ import requests
 
 from klong_rl.seldom import Seldom
 from sandboxes.base import HostAway, InfrastructureFailure
+from sandboxes.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Refused(InfrastructureFailure):
 
 
 class Daemon:
-    """One Docker daemon, at unix:// or tcp://; `base_url` None follows DOCKER_HOST, as the docker command does.
+    """One Docker daemon, at unix://, tcp:// or ssh://; `base_url` None follows DOCKER_HOST, as the docker command does.
 
     TLS is as the docker command has it, from DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, for all hosts the same. But
     REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE must not be set then: the SDK would take them for the daemon's authority.
@@ -48,12 +49,7 @@ class Daemon:
     def __init__(self, base_url: str | None, threads: int) -> None:
         self._base_url = base_url
         self.where = base_url or os.environ.get("DOCKER_HOST") or "the default socket"
-        if self.where.startswith("ssh://"):
-            remote = self.where.removeprefix("ssh://").rstrip("/")
-            raise InfrastructureFailure(
-                f"sandboxes open no {self.where} themselves: name unix:///tmp/{remote}.sock instead, and make it with "
-                f"`ssh -nNT -L /tmp/{remote}.sock:/var/run/docker.sock {remote}`"
-            )
+        self._tunnel = Tunnel(self.where) if self.where.startswith("ssh://") else None
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="docker")
         self._local = threading.local()
         self._away = Seldom()
@@ -102,7 +98,7 @@ class Daemon:
             raise Refused(f"Docker refused {doing}: {error.explanation or error}") from error
         except requests.exceptions.Timeout as error:
             raise TimeoutError from error
-        except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        except (docker.errors.DockerException, requests.exceptions.RequestException, ConnectionError) as error:
             raise HostAway(
                 f"the Docker daemon at {self.where} can't be reached ({doing}): {error}. "
                 "Start it (systemctl start docker), or name another in DOCKER_HOST or sandbox.hosts"
@@ -110,6 +106,8 @@ class Daemon:
 
     def use(self, use: Callable[[docker.APIClient], T], timeout_s: float) -> T:
         """`use(client)` in this thread."""
+        if self._tunnel is not None:
+            self._tunnel.open()
         client = self._client()
         client.timeout = timeout_s  # a thread that waits for a daemon that hangs comes free with the call it waits for
         try:
@@ -121,11 +119,13 @@ class Daemon:
     def _client(self) -> docker.APIClient:
         if not hasattr(self._local, "client"):
             settings = docker.utils.kwargs_from_env()  # with the certificates that DOCKER_CERT_PATH names
-            if self._base_url:
-                settings["base_url"] = self._base_url
+            if self._tunnel is not None or self._base_url:
+                settings["base_url"] = self._tunnel.url if self._tunnel is not None else self._base_url
             self._local.client = docker.APIClient(version="auto", **settings)
         return self._local.client
 
     def close(self) -> None:
-        """Refuse new calls; those in flight end by themselves."""
+        """Refuse new calls; those in flight end by themselves, or with the tunnel."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._tunnel is not None:
+            self._tunnel.close()

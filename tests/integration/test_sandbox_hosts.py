@@ -158,8 +158,3 @@ async def test_a_host_that_goes_away_is_passed_over_and_what_it_holds_is_missed_
 async def test_a_daemon_that_asks_for_a_certificate_refuses_who_has_none(daemons):
     with pytest.raises(InfrastructureFailure):
         await preflight(IMAGE, [daemons[1].url])
-
-
-async def test_ssh_is_refused_with_the_way_to_have_it():
-    with pytest.raises(InfrastructureFailure, match="unix:///tmp/me@far.sock.*ssh -nNT -L .* me@far"):
-        DockerSandboxes("test", hosts=["ssh://me@far"])
