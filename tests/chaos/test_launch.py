@@ -92,6 +92,7 @@ def test_a_run_that_is_stopped_leaves_nothing_and_goes_on_from_its_checkpoint(la
     assert_nothing_is_left(run, run_dir)
 
 
+@pytest.mark.slow  # Ray's agents take minutes to see that they are alone; `make chaos` kills drivers too
 def test_a_driver_that_is_killed_takes_its_processes_along_and_the_next_launch_clears_up(launch, tmp_path):
     run, run_dir = launch(), tmp_path / "runs" / "mini"
     run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)

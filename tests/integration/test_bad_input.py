@@ -41,7 +41,7 @@ def test_a_socket_that_is_taken(launch, run_dir):
 
 
 def test_a_redis_that_does_not_answer(launch, run_dir):
-    refused(launch("buffer.url=redis://127.0.0.1:1"), run_dir, "redis://127.0.0.1:1")
+    refused(launch("buffer.url=redis://127.0.0.1:1", "buffer.deadline_s=2"), run_dir, "redis://127.0.0.1:1")
 
 
 def test_a_full_disk(launch, run_dir):

@@ -64,7 +64,7 @@ async def test_any_name_is_written_and_read(sandbox, path):
 
 async def test_a_race_of_links_gives_what_the_agent_could_have_written_or_its_failure(sandbox):
     await run(sandbox, "mkdir d; echo text > d/file; mkdir /tmp/e; ln -s /proc/1/environ /tmp/e/file")
-    await run(sandbox, "(while :; do mv d x; ln -s /tmp/e d; rm d; mv x d; done) > /dev/null 2>&1 &")
+    await run(sandbox, "(while :; do mv d x; ln -s /tmp/e d; rm d; mv x d; sleep 0.01; done) > /dev/null 2>&1 &")
     seen = set()
     for _ in range(60):
         try:
