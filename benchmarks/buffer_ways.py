@@ -190,7 +190,7 @@ class TransferQueue:
     PARTITION = "bench"
 
     def __init__(self) -> None:
-        import transfer_queue  # an optional requirement: conf/requirements/bench.txt
+        import transfer_queue  # an optional requirement: conf/requirements/benchmarks.txt
 
         self.queue = transfer_queue
         self.names = itertools.count()
