@@ -6,10 +6,9 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Any
 
-from klong_rl import curriculum
 from klong_rl.advantages import advantage_rule
 from klong_rl.buffer.url import parse as parse_url
-from klong_rl.config import BufferConfig, JudgeConfig, RunConfig, SandboxConfig
+from klong_rl.config import BufferConfig, JudgeConfig, PromotionConfig, RunConfig, SandboxConfig
 from klong_rl.errors import UserError
 from klong_rl.groups import CUT_RULES
 
@@ -128,6 +127,23 @@ def _check_sandbox(sandbox: SandboxConfig) -> None:
             raise UserError(f"sandbox.egress.ranges: {error}; write it as in 10.1.0.0/16") from error
 
 
+def _check_promotion(promotion: PromotionConfig) -> None:
+    where = "curriculum.promotion"
+    if promotion.rule not in ("steps", "adaptive"):
+        raise UserError(f"{where}.rule={promotion.rule} is unknown; use steps or adaptive")
+    if promotion.running not in ("finish", "extend"):
+        raise UserError(f"{where}.running={promotion.running} is unknown; use finish or extend")
+    if promotion.window < 3 or promotion.min_steps < promotion.window:
+        raise UserError(
+            f"{where}.window={promotion.window} must be at least 3 and at most min_steps={promotion.min_steps}: a "
+            "stage is judged on its own steps"
+        )
+    if not 0 < promotion.cut_share <= 1:
+        raise UserError(f"{where}.cut_share={promotion.cut_share:g} is a share of the episodes; use above 0 to 1")
+    if not 0.5 <= promotion.confidence < 1:
+        raise UserError(f"{where}.confidence={promotion.confidence:g} must be from 0.5 to below 1; 0.9, for example")
+
+
 def _check_stages(config: RunConfig) -> None:
     for number, stage in enumerate(config.curriculum.stages, 1):
         for name, value in (("timeout_s", stage.timeout_s), ("max_turns", stage.max_turns), ("steps", stage.steps)):
@@ -135,8 +151,7 @@ def _check_stages(config: RunConfig) -> None:
                 raise UserError(f"curriculum stage {number}: {name}={value} must be positive")
         if any(share < 0 for share in stage.mix.values()) or (stage.mix and sum(stage.mix.values()) <= 0):
             raise UserError(f"curriculum stage {number}: mix={dict(stage.mix)} needs shares from 0, one above 0")
-    if wrong := curriculum.check(config.curriculum.promotion):
-        raise UserError(wrong)
+    _check_promotion(config.curriculum.promotion)
     if config.rollout.cut_episodes not in CUT_RULES:
         raise UserError(f"rollout.cut_episodes={config.rollout.cut_episodes} is unknown; use one of {CUT_RULES}")
     steps = sum(stage.steps for stage in config.curriculum.stages)

@@ -29,7 +29,7 @@ from typing import Any
 
 import msgspec
 
-from klong_rl.config import CurriculumConfig, PromotionConfig, StageConfig
+from klong_rl.config import CurriculumConfig, StageConfig
 from klong_rl.types import CUT, Outcome
 
 
@@ -129,7 +129,9 @@ class Curriculum:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. Raises msgspec.ValidationError for what isn't one."""
-        self._state = msgspec.convert(state, CurriculumState)
+        loaded = msgspec.convert(state, CurriculumState)
+        for name in CurriculumState.__struct_fields__:  # in place: the run's own state is this one
+            setattr(self._state, name, getattr(loaded, name))
 
     def metrics(self) -> dict[str, float]:
         """What a researcher watches, over the last steps of this stage."""
@@ -188,20 +190,3 @@ def gain_limit(rewards: Sequence[float], confidence: float) -> float:
     residual = sum((y - intercept - slope * x) ** 2 for x, y in zip(steps, rewards, strict=True)) / (n - 2)
     standard_error = math.sqrt(residual / (n * (n * n - 1) / 12))
     return n * (slope + NormalDist().inv_cdf(confidence) * standard_error)
-
-
-def check(promotion: PromotionConfig) -> str:
-    """What is wrong with these settings, as one line; empty: nothing."""
-    if promotion.rule not in ("steps", "adaptive"):
-        return f"curriculum.promotion.rule={promotion.rule} is unknown; use steps or adaptive"
-    if promotion.running not in ("finish", "extend"):
-        return f"curriculum.promotion.running={promotion.running} is unknown; use finish or extend"
-    if promotion.window < 3 or promotion.min_steps < promotion.window:
-        return (
-            f"curriculum.promotion.window={promotion.window} must be at least 3 and at most "
-            f"min_steps={promotion.min_steps}: a stage is judged on its own steps"
-        )
-    for name, value in (("cut_share", promotion.cut_share), ("confidence", promotion.confidence)):
-        if not 0 < value <= 1 or (name == "confidence" and not 0.5 <= value < 1):
-            return f"curriculum.promotion.{name}={value} is out of range; use a share, for example 0.5 or 0.9"
-    return ""

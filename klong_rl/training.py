@@ -33,7 +33,7 @@ from klong_rl.config import RunConfig
 from klong_rl.curriculum import Curriculum, Move, StepOutcome
 from klong_rl.errors import Stuck
 from klong_rl.fleet import Fleet
-from klong_rl.held_out import HeldOut
+from klong_rl.held_out import LOOK_S, HeldOut
 from klong_rl.ledger import Ledger, TrainedStep
 from klong_rl.monitor.metrics import StepMetrics
 from klong_rl.results import RunLog, episode_numbers, mean
@@ -43,7 +43,6 @@ from klong_rl.tasks.base import TaskFamily
 
 T = TypeVar("T")
 
-LOOK_S = 0.1  # between two looks at the buffer while waiting
 FSYNC_S = 2.0  # Redis syncs its file each second, or up to a second later while the disk is busy
 
 

@@ -73,6 +73,13 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["cluster=one_gpu", "learner.gpu_memory=1.4"], ["learner.gpu_memory=1.4", "at most 1"]),
         (["window.max_tokens=4096"], ["window.max_tokens=4096", "engine.max_model_len"]),
         (["curriculum=[{steps:1}]"], ["curriculum=[{steps:1}]", "allowed: klong, nano"]),
+        (["curriculum.promotion.rule=never"], ["rule=never", "steps or adaptive"]),
+        (["curriculum.promotion.running=kill"], ["running=kill", "finish or extend"]),
+        (["curriculum.promotion.window=2"], ["window=2", "at least 3"]),
+        (["curriculum.promotion.min_steps=4"], ["window=16", "at most min_steps=4"]),
+        (["curriculum.promotion.cut_share=0"], ["cut_share=0", "above 0 to 1"]),
+        (["curriculum.promotion.confidence=1"], ["confidence=1", "below 1"]),
+        (["rollout.cut_episodes=drop"], ["cut_episodes=drop", "mask"]),
         (["curriculum.stages=[]"], ["number of curriculum.stages=0", "1 or more"]),
     ],
 )
