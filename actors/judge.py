@@ -24,7 +24,7 @@ from klong_rl.beside import beside
 from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
 from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.groups import to_windows
-from klong_rl.judging.grader import Grader
+from klong_rl.judging.grader import GRADING, Grader
 from klong_rl.judging.lane import Urgency
 from klong_rl.judging.record import Records
 from klong_rl.judging.store import Store
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0  # between two looks whether a verdict is still wanted, and how urgent it is by now
 VISIBLE_SLACK_S = 300.0  # beyond the deadlines of a grading: making its sandbox, sending its verdict
-GRADING = "/grading"  # after an episode's name: the sandbox that hidden tests run in
 
 
 class JudgeActor:
@@ -137,9 +136,7 @@ class JudgeActor:
     async def _fresh(self, job: ToJudge, image: str) -> AsyncIterator[Any]:
         """A sandbox of a snapshot, beside the episode's own; what a judge that died left of it goes first."""
         name = job.spec.id + GRADING
-        left_over = await self._sandboxes.adopt(name)
-        if left_over is not None:
-            await left_over.close()
+        await clear(self._sandboxes, name)
         sandbox = await self._sandboxes.create(name, job.epoch, image, job.spec.task.limits)
         try:
             yield sandbox

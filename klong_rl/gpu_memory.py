@@ -19,6 +19,7 @@ from pathlib import Path
 
 from klong_rl.config import EngineConfig, LearnerConfig, RunConfig
 from klong_rl.errors import UserError
+from klong_rl.objectives import build_objective
 
 GIB = 2**30
 CONTEXT_GIB = 1.5  # of one process: CUDA context, NCCL, cuBLAS and cuDNN
@@ -100,7 +101,9 @@ def check(config: RunConfig, folder: Path, total: int) -> None:
         _check_together(config, total)
     shape = ModelShape.read(folder)
     less_tokens = "lower learner.token_budget, set learner.recompute=true, or raise it"
-    _check_share("learner", learner.gpu_memory, total, learner_bytes(shape, learner), less_tokens)
+    needs_reference = "reference" in build_objective(learner.objective, learner.objective_options).needs
+    learner_needs = learner_bytes(shape, learner, reference=needs_reference)
+    _check_share("learner", learner.gpu_memory, total, learner_needs, less_tokens)
     shorter = "lower engine.max_model_len or raise it"
     _check_share("engine", engine.gpu_memory, total, engine_bytes(shape, engine), shorter)
 

@@ -100,10 +100,12 @@ def _missing_model_files(folder: Path) -> list[str]:
 
 
 def check_prompts(config: RunConfig, family: TaskFamily, chat: ChatFormat) -> None:
-    """Refuse a window in which the prompt of a stage's first task leaves no room for an action."""
-    for number, stage in enumerate(config.curriculum.stages, 1):
-        task = family.train(stage.difficulty, 0)
-        prompt, action = len(chat.prefix(config.agent.system, task.instruction)), config.agent.action_tokens
+    """Refuse a window in which the prompt of a task of a stage's difficulties leaves no room for an action."""
+    action = config.agent.action_tokens
+    difficulties = [(n, each) for n, s in enumerate(config.curriculum.stages, 1) for each in (s.difficulty, *s.mix)]
+    for number, difficulty in difficulties:
+        task = family.train(difficulty, 0)
+        prompt = len(chat.prefix(config.agent.system, task.instruction))
         if prompt + action > config.window.max_tokens:
             raise UserError(
                 f"window.max_tokens={config.window.max_tokens} is too short for stage {number}: the prompt of task "

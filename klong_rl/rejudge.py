@@ -28,7 +28,7 @@ from klong_rl.config import RunConfig
 from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.judging.archived import archived
-from klong_rl.judging.grader import Grader
+from klong_rl.judging.grader import GRADING, Grader
 from klong_rl.judging.record import Record, Records
 from klong_rl.judging.store import Store, write_whole
 from klong_rl.judging.witness import Replayed
@@ -88,7 +88,7 @@ def _overrides(node: Any, key: str) -> list[str]:
     """A stored section as overrides of a launch."""
     if isinstance(node, dict):
         return [override for name, child in node.items() for override in _overrides(child, f"{key}.{name}")]
-    return [f"{key}={json.dumps(node)}"]
+    return [f"{key}={json.dumps(node, ensure_ascii=False)}"]
 
 
 async def rejudge(run_dir: Path, config: RunConfig, name: str) -> list[Result]:
@@ -155,20 +155,21 @@ async def _left_by(record: Record, finished: FinishedEpisode, store: Store, sand
     name, limits = record.episode + AGAIN, finished.spec.task.limits
     async with AsyncExitStack() as stack:
 
-        async def opened(image: str, name: str) -> Any:
-            sandbox = await sandboxes.create(name, record.epoch, image, limits)
-            stack.push_async_callback(sandbox.close)
-            return sandbox
-
         async def left() -> Any:
             if not record.snapshot:
                 return Replayed(record.episode, record.reads, record.commands, store)
             stack.push_async_callback(sandboxes.forget_snapshots, name)
-            return await opened(record.snapshot, name)
+            sandbox = await sandboxes.create(name, record.epoch, record.snapshot, limits)
+            stack.push_async_callback(sandbox.close)
+            return sandbox
 
         @asynccontextmanager
         async def fresh(image: str) -> AsyncIterator[Any]:
-            yield await opened(image, f"{name}/grading")
+            sandbox = await sandboxes.create(name + GRADING, record.epoch, image, limits)
+            try:
+                yield sandbox
+            finally:
+                await sandbox.close()
 
         yield left, fresh
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -25,7 +27,7 @@ from klong_rl.cli import compose_config, run_main
 from klong_rl.errors import LearnerFailure, UserError
 from klong_rl.fine_tuning.config import MATTERS, SftConfig, check
 from klong_rl.fine_tuning.files import DataSet, open_files
-from klong_rl.fine_tuning.rows import Encoder
+from klong_rl.fine_tuning.rows import Encoder, Row
 from klong_rl.fine_tuning.stream import WindowSource, WindowStream, held_out_windows, is_held_out
 from klong_rl.fine_tuning.training import SftState, SftTraining
 from klong_rl.interrupt import EXIT_CODES, Interrupts
@@ -73,8 +75,11 @@ class FineTuning:
         state = self._state()
         data = self._open_data(state)
         base = self._base(data)
+        encoder = Encoder(base, self.config.agent)
+        if not state.data:  # an earlier launch looked at every row
+            self.progress.say(f"data={self.config.data}: {data.check(self._look(encoder))} trajectories")
         preflight.save_configuration(self.run_dir, asdict(self.config))
-        source, held_out = self._sources(data, Encoder(base, self.config.agent))
+        source, held_out = self._sources(data, encoder)
         if self._is_finished(source, state):
             self._tell_result()
             return 0
@@ -141,16 +146,17 @@ class FineTuning:
         return SftState() if newest is None else Checkpoints.state(newest, SftState)
 
     def _open_data(self, state: SftState) -> DataSet:
-        """The training data: every row is looked at, unless an earlier launch did."""
+        """The training data. Raises UserError if it isn't what an earlier launch was given."""
         data = DataSet(open_files(self.config.data, "data"), self.config.min_score)
         if state.data and state.data != data.fingerprint():
             raise UserError(
                 f"data={self.config.data} is not what {self.run_dir} was trained on: "
                 f"{_first_change(state.data, data)}; restore it to go on, or set name= to start another fine-tuning"
             )
-        if not state.data:
-            self.progress.say(f"data={self.config.data}: {data.check()} trajectories")
         return data
+
+    def _look(self, encoder: Encoder) -> Callable[[Row], None]:
+        return partial(encoder.check, max_tokens=self.config.window.max_tokens)
 
     def _base(self, data: DataSet) -> Path:
         """The folder of the model to fine-tune, made if need be."""
@@ -172,7 +178,7 @@ class FineTuning:
         kept = WindowSource(data, encoder, rule, config.seed, lambda row: is_held_out(row.id, share))
         if config.held_out:
             other = DataSet(open_files(config.held_out, "held_out"), min_score=None)
-            other.check()
+            other.check(self._look(encoder))
             kept = WindowSource(other, encoder, rule, config.seed, lambda row: True)
         held_out = held_out_windows(kept, config.held_out_tokens)
         if not held_out:

@@ -28,8 +28,7 @@ class Supply:
 
     async def find(self) -> None:
         """Take up the groups that are in the buffer already."""
-        specs = [episode.spec for episode in await self._buffer.in_progress()]
-        running = [spec.group for spec in specs if spec.purpose == "train"]
+        running = [each.group for each in await self._buffer.in_progress() if each.purpose == "train"]
         self._outstanding = list(dict.fromkeys(running + await self._buffer.ready_groups()))
 
     def begin(self, stage: int, settings: StageConfig) -> None:
@@ -38,13 +37,13 @@ class Supply:
 
     async def extend(self, settings: StageConfig) -> None:
         """Give the limits of a later stage to what still runs; a group of which a member has ended keeps its own."""
+        await self._look()  # what was leased may be archived and forgotten by now
         for group in self._outstanding:
             await self._buffer.extend(group, settings.timeout_s, settings.max_turns)
 
     async def admit(self, steps_left: int) -> None:
         """Admit what may start now; `steps_left`, the most steps of this stage to come, bounds it too."""
-        states = await self._buffer.group_states(self._outstanding)
-        self._outstanding = [group for group in self._outstanding if states.get(group) in OUTSTANDING]
+        await self._look()
         config = self._config
         while groups_to_admit(len(self._outstanding), steps_left, config.groups_per_step, config.max_staleness) > 0:
             specs = training_group(self._family, self._stage, self._settings, self._next_index, config.group_size)
@@ -56,3 +55,8 @@ class Supply:
             known = (await self._buffer.group_states([group])).get(group)
             if known in OUTSTANDING and group not in self._outstanding:
                 self._outstanding.append(group)
+
+    async def _look(self) -> None:
+        """Forget those that were leased, or whose windows were all stale."""
+        states = await self._buffer.group_states(self._outstanding)
+        self._outstanding = [group for group in self._outstanding if states.get(group) in OUTSTANDING]

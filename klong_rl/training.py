@@ -106,7 +106,7 @@ class Training:
         if not move.to:
             return
         self.log.say(f"stage {move.origin} → {move.to}: {move.why}")
-        if self.config.curriculum.promotion.running == "extend":
+        if move.to > move.origin and self.config.curriculum.promotion.running == "extend":
             await self._supply.extend(self.curriculum.settings)
 
     async def _step(self) -> None:

@@ -11,7 +11,7 @@ from learners.model import Model
 
 
 class Reference:
-    """A copy of this rank's shard of the weights, swapped in for a forward pass."""
+    """A copy of this rank's shard of the weights, exchanged with the model's for a forward pass."""
 
     def __init__(self, model: Model):
         self._parameters = [parameter for chunk in model.chunks for parameter in chunk.parameters()]
@@ -20,14 +20,16 @@ class Reference:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """While inside, the model is the reference; afterwards it is bit for bit what it was."""
-        trained = [parameter.detach().clone() for parameter in self._parameters]
-        self._set(self._weights)
+        self._exchange()
         try:
             yield
         finally:
-            self._set(trained)
+            self._exchange()
 
     @torch.no_grad()
-    def _set(self, weights: list[torch.Tensor]) -> None:
-        for parameter, weight in zip(self._parameters, weights, strict=True):
+    def _exchange(self) -> None:
+        """One tensor at a time: a third copy of all weights would not fit where two just do."""
+        for parameter, weight in zip(self._parameters, self._weights, strict=True):
+            held = parameter.clone()
             parameter.copy_(weight)
+            weight.copy_(held)

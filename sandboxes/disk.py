@@ -62,12 +62,18 @@ class DiskWatch:
                 self._next = float("inf")
                 return
         began = time.monotonic()
-        [listed] = await self._ask(lambda api: api.containers(all=True, size=True, filters={"id": self._id}))
+        written = await self._ask(self._written)
         now = time.monotonic()
         self._next = now + max(LOOK_EVERY_S, (now - began) / LOOK_SHARE)
-        written = listed.get("SizeRw") or 0
         if written > self._limit:
             raise DiskFull(
                 f"container {self._id[:12]} holds {written >> 20} MB of files; its limit, `Limits.disk_mb`, is "
                 f"{self._limit >> 20}"
             )
+
+    def _written(self, api: docker.APIClient) -> int:
+        """Bytes in the container's own layer. Raises docker.errors.NotFound, as inspecting it would."""
+        listed = api.containers(all=True, size=True, filters={"id": self._id})
+        if not listed:
+            raise docker.errors.NotFound(f"no container {self._id[:12]}")
+        return listed[0].get("SizeRw") or 0

@@ -76,12 +76,12 @@ async def _preflight(image: str, url: str | None, runtime: str) -> None:
 class DockerSandboxes:
     """The sandboxes of one run, on one Docker host or several. Built from plain values, in the process that uses it.
 
-    `hosts` are addresses, unix:// or tcp://; none follows DOCKER_HOST. `per_host` bounds the sandboxes on each; 0 sets
-    no bound. `runtime` names another OCI runtime ("runsc" for gVisor). `network` is Docker's; "none" but for tasks that
-    need one. `user` and `workdir` must exist in every image. `create_concurrency` bounds the creations at a time on a
-    host: more than a few per core only makes each slower. `warm` sandboxes are made ahead on each host, of the kinds
-    asked for last. `egress` is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of their own.
-    `snapshot_bytes` bounds the run's snapshots on each host; 0 sets no bound.
+    `hosts` are addresses, unix://, tcp:// or ssh://; none follows DOCKER_HOST. `per_host` bounds the sandboxes on each;
+    0 sets no bound. `runtime` names another OCI runtime ("runsc" for gVisor). `network` is Docker's; "none" but for
+    tasks that need one. `user` and `workdir` must exist in every image. `create_concurrency` bounds the creations at a
+    time on a host: more than a few per core only makes each slower. `warm` sandboxes are made ahead on each host, of
+    the kinds asked for last. `egress` is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of
+    their own. `snapshot_bytes` bounds the run's snapshots on each host; 0 sets no bound.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ class Look(NamedTuple):
     """A host at one moment."""
 
     sandboxes: int  # of any run; those that wait in a pool are not counted
-    has_image: bool
+    has_image: bool  # of a snapshot: other images are made or pulled
 
 
 def is_snapshot(image: str) -> bool:
@@ -97,9 +97,9 @@ class DockerHost:
             try:
                 await spare.hand_out(name)
                 return spare
-            except InfrastructureFailure as failure:
+            except BaseException as failure:
                 await spare.release()  # without a shell it is nobody's, see container.remove_unowned
-                if isinstance(failure, HostAway):
+                if isinstance(failure, HostAway) or not isinstance(failure, InfrastructureFailure):
                     raise
                 log.warning("a sandbox made ahead can't be handed out: %s", failure)
         return await self._make(kind, name)
@@ -181,7 +181,7 @@ class DockerHost:
         def ask(api: docker.APIClient) -> Look:
             listed = api.containers(all=True, filters={"label": RUN_LABEL})
             try:
-                has_image = bool(api.inspect_image(image))
+                has_image = is_snapshot(image) and bool(api.inspect_image(image))
             except docker.errors.NotFound:
                 has_image = False
             return Look(sum(bool(container.listed_name(each).episode) for each in listed), has_image)

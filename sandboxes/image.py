@@ -62,13 +62,19 @@ def folder_of(image: str) -> Path:
 
 
 def pack(folder: Path, file: IO[bytes]) -> str:
-    """Write the context of a build to `file` as a tar file; its digest. Raises TaskFailure for what can't be in one."""
+    """Write the context of a build to `file` as a tar file; its digest.
+
+    Raises TaskFailure for what can't be in one, InfrastructureFailure for what can't be read or written now.
+    """
     ignore = folder / ".dockerignore"
-    lines = [line.strip() for line in ignore.read_text().splitlines()] if ignore.exists() else []
-    ignored = [line for line in lines if line and not line.startswith("#")]
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for path in sorted(exclude_paths(str(folder), ignored, dockerfile="Dockerfile")):
-            _add(tar, folder / path, path)
+    try:
+        lines = [line.strip() for line in ignore.read_text().splitlines()] if ignore.exists() else []
+        ignored = [line for line in lines if line and not line.startswith("#")]
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for path in sorted(exclude_paths(str(folder), ignored, dockerfile="Dockerfile")):
+                _add(tar, folder / path, path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InfrastructureFailure(f"{folder} can't be packed for its build: {error}") from error
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()[:24]
     file.seek(0)

@@ -32,23 +32,31 @@ OPTIONS = (
 )
 
 
+def _parse(url: str) -> tuple[str, list[str]]:
+    """The socket there, and how to name the host to ssh."""
+    wrong = InfrastructureFailure(f"{url} names no Docker host: use ssh://[USER@]HOST[:PORT][/PATH/OF/ITS/SOCKET]")
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme != "ssh" or not parts.hostname or parts.query or parts.fragment or parts.password:
+        raise wrong
+    host = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
+    remote = parts.path if parts.path not in ("", "/") else REMOTE_SOCKET
+    return remote, [*(("-p", str(port)) if port else ()), host]
+
+
 class Tunnel:
     """To `ssh://[USER@]HOST[:PORT][/SOCKET]`. Raises InfrastructureFailure for a URL that is none."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "ssh" or not parts.hostname or parts.query or parts.fragment or parts.password:
-            raise InfrastructureFailure(
-                f"{url} names no Docker host: use ssh://[USER@]HOST[:PORT][/PATH/OF/ITS/SOCKET]"
-            )
+        remote, target = _parse(url)
         self.where = url
         self._folder = Path(tempfile.mkdtemp(prefix="klong-ssh-"))
         self._socket = self._folder / "docker.sock"
-        remote = parts.path if parts.path not in ("", "/") else REMOTE_SOCKET
         options = [word for option in OPTIONS for word in ("-o", option)]
-        port = ("-p", str(parts.port)) if parts.port else ()
-        host = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
-        self._command = ["ssh", "-T", *options, "-L", f"{self._socket}:{remote}", *port, host, "cat"]
+        self._command = ["ssh", "-T", *options, "-L", f"{self._socket}:{remote}", *target, "cat"]
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
 
@@ -64,12 +72,15 @@ class Tunnel:
                 self._start()
 
     def _start(self) -> None:
-        self._socket.unlink(missing_ok=True)
         said = self._folder / "ssh.log"
-        with said.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
-            )
+        try:
+            self._socket.unlink(missing_ok=True)
+            with said.open("wb") as log:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+                )
+        except OSError as error:
+            raise ConnectionError(f"`{shlex.join(self._command)}` can't be started: {error}") from error
         give_up = time.monotonic() + OPEN_S
         while not self._socket.exists():
             ended = self._process.poll() is not None
@@ -87,7 +98,7 @@ class Tunnel:
             self._process = None
 
     def close(self) -> None:
-        """End it; `open` would start it again."""
+        """End it for good."""
         with self._lock:
             self._end()
             shutil.rmtree(self._folder, ignore_errors=True)

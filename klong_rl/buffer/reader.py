@@ -100,15 +100,15 @@ class Reader:
         found: list[InProgress] = []
         for first in range(0, len(ids), EPISODES_A_READ):
             some = ids[first : first + EPISODES_A_READ]
-            fields = ("state", "since", "owner", "snapshot")
+            fields = ("state", "since", "owner", "snapshot", "group", "purpose")
             rows = await self._redis.read(
                 "in_progress", *(("HMGET", self._key("episode", each), *fields) for each in some)
             )
             for episode, (state, since, *texts) in zip(some, rows, strict=True):
                 if state is not None:  # else forgotten between the two reads
-                    owner, snapshot = ((text or b"").decode() for text in texts)
                     since_s = int(since) / 1e3 if since else None
-                    found.append(InProgress(episode, state.decode(), since_s, owner, snapshot))
+                    words = ((text or b"").decode() for text in texts)
+                    found.append(InProgress(episode, state.decode(), since_s, *words))
         return found
 
     async def running(self, owner: str = "") -> list[tuple[str, int]]:

@@ -166,6 +166,8 @@ class InProgress(NamedTuple):
     since: float | None  # when it came into that state, Unix seconds; None if an older version put it there
     owner: str  # who claimed it last, to run it or to judge it
     snapshot: str = ""  # the image that it goes on from where its sandbox is lost
+    group: str = ""
+    purpose: str = ""  # train or eval
 
 
 class Ready(NamedTuple):

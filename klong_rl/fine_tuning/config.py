@@ -42,6 +42,7 @@ class SftConfig:
 MATTERS = (
     "seed",
     "model",
+    "held_out",
     "held_out_share",
     "min_score",
     "shuffle_windows",

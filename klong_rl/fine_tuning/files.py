@@ -1,14 +1,15 @@
 """Files of trajectories, read a unit at a time: a line of JSONL, a row group of Parquet, a file of a run's archive.
 
 A unit can be read on its own, in any order, so a data set larger than memory is shuffled without being loaded: only the
-place of each unit is kept. `DataSet.check` looks at every row, so that a bad one is found at the start, not in hour 3.
+place of each unit is kept, and no file stays open. `DataSet.check` looks at every row, so that a bad one is found at
+the start, not in hour 3.
 """
 
 from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -47,21 +48,22 @@ class JsonlFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb")
 
     def units(self) -> Iterator[Unit]:
         place = 0
-        self._file.seek(0)
-        for number, line in enumerate(self._file, 1):
-            if line.strip():
-                yield Unit(place, number)
-            place += len(line)
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield Unit(place, number)
+                place += len(line)
 
     def read(self, unit: Unit) -> Iterator[Row]:
         where = f"{self.path}: line {unit.row}"
-        self._file.seek(unit.place)
+        with self.path.open("rb") as file:
+            file.seek(unit.place)
+            line = file.readline()
         try:
-            fields = msgspec.json.decode(self._file.readline())
+            fields = msgspec.json.decode(line)
         except msgspec.DecodeError as error:
             raise UserError(f"{where}: not a JSON object ({error}); write one on each line") from error
         yield row_of(fields, where)
@@ -71,23 +73,24 @@ class ParquetFile:
     """The columns of COLUMNS, those it has. A unit is a row group."""
 
     def __init__(self, path: Path, file: pq.ParquetFile) -> None:
-        self.path, self._file = path, file
+        self.path, self._metadata = path, file.metadata
         self._columns = [name for name in COLUMNS if name in file.schema_arrow.names]
         if not {"messages", "tokens"} & set(self._columns):
             raise UserError(f"{path} has the columns {file.schema_arrow.names}; it needs messages, or tokens and agent")
 
     def units(self) -> Iterator[Unit]:
         row = 1
-        for group in range(self._file.num_row_groups):
+        for group in range(self._metadata.num_row_groups):
             yield Unit(group, row)
-            row += self._file.metadata.row_group(group).num_rows
+            row += self._metadata.row_group(group).num_rows
 
     def read(self, unit: Unit) -> Iterator[Row]:
         number = itertools.count(unit.row)
-        for batch in self._file.iter_batches(ROWS_AT_ONCE, row_groups=[unit.place], columns=self._columns):
-            for row in range(batch.num_rows):
-                fields = {name: _plain(batch[name][row]) for name in self._columns}
-                yield row_of(fields, f"{self.path}: row {next(number)}")
+        with pq.ParquetFile(self.path, metadata=self._metadata) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[unit.place], columns=self._columns):
+                for row in range(batch.num_rows):
+                    fields = {name: _plain(batch[name][row]) for name in self._columns}
+                    yield row_of(fields, f"{self.path}: row {next(number)}")
 
 
 def _plain(cell: pa.Scalar) -> object:
@@ -150,7 +153,8 @@ def _open(path: Path, key: str) -> TrajectoryFile:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise UserError(f"{key}: {path} can't be read as Parquet ({error}); write it again") from error
-    return ArchiveFile(path) if "context_start" in file.schema_arrow.names else ParquetFile(path, file)
+    with file:
+        return ArchiveFile(path) if "context_start" in file.schema_arrow.names else ParquetFile(path, file)
 
 
 class DataSet:
@@ -178,9 +182,13 @@ class DataSet:
             if self._min_score is None or row.score >= self._min_score:
                 yield f"{file}.{first + number}", row
 
-    def check(self) -> int:
-        """Look at every row; how many there are. Raises UserError on the first that is bad, or if there is none."""
-        count = sum(1 for unit in range(len(self)) for _ in self.rows(unit))
+    def check(self, look: Callable[[Row], None]) -> int:
+        """`look` at every row; how many there are. Raises UserError on the first that is bad, or if there is none."""
+        count = 0
+        for unit in range(len(self)):
+            for _, row in self.rows(unit):
+                look(row)
+                count += 1
         if count == 0:
             scored = "" if self._min_score is None else f" with a score of min_score={self._min_score:g} or more"
             names = ", ".join(name for name, _ in self.fingerprint()[:3])

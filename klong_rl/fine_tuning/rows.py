@@ -62,7 +62,8 @@ def row_of(fields: Any, where: str) -> Row:
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
         raise bad(where, place.rstrip("`") or "row", f"{what}; docs/sft.md has the form") from error
-    identity = where if read.id is None else str(read.id)
+    # Without an id, the file's name and the row's number: the same row wherever its folder is.
+    identity = Path(where).name if read.id is None else str(read.id)
     if (read.messages is None) == (read.tokens is None):
         raise bad(where, "messages", "give either messages, or tokens with agent")
     if read.messages is not None:
@@ -156,13 +157,26 @@ class Encoder:
                 )
         return made
 
+    def check(self, row: Row, max_tokens: int) -> None:
+        """Raises UserError for what would only show in training. Of messages, only the prefix is encoded."""
+        known = isinstance(row.content, Trajectory)
+        prefix_P = self.trajectory(row).prefix_P if known else self._prefix(row.content)
+        if len(prefix_P) >= max_tokens:
+            what = f"its {len(prefix_P)} tokens leave no room in window.max_tokens={max_tokens}"
+            raise bad(row.where, "prefix", f"{what}; raise that, or shorten the task")
+
     def _of_conversation(self, identity: str, messages: Sequence[Message]) -> Trajectory:
-        first = next(number for number, message in enumerate(messages) if message.role == "assistant")
-        head = messages[:first]
+        turns = self._chat.turns(_turns(messages[_first_action(messages) :]), self._agent.observation_tokens)
+        return flat(identity, self._prefix(messages), turns)
+
+    def _prefix(self, messages: Sequence[Message]) -> np.ndarray:
+        head = messages[: _first_action(messages)]
         system = head[0].content if head[0].role == "system" else self._agent.system
-        task = "\n".join(message.content for message in head if message.role != "system")
-        turns = self._chat.turns(_turns(messages[first:]), self._agent.observation_tokens)
-        return flat(identity, self._chat.prefix(system, task), turns)
+        return self._chat.prefix(system, "\n".join(message.content for message in head if message.role != "system"))
+
+
+def _first_action(messages: Sequence[Message]) -> int:
+    return next(number for number, message in enumerate(messages) if message.role == "assistant")
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:

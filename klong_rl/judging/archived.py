@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 
-COLUMNS = ["episode", "stage", "purpose", "epoch", "turn", "command", "score", "dropped", "evidence"]
+COLUMNS = ["episode", "stage", "purpose", "turn", "command", "score", "evidence"]
 
 
 @dataclass
@@ -16,11 +16,8 @@ class ArchivedEpisode:
 
     stage: int
     purpose: str
-    epoch: int
     score: float | None
-    dropped: str
     record: str = ""
-    signature: str = ""
     commands: list[str] = field(default_factory=list)
 
 
@@ -32,13 +29,10 @@ def archived(run_dir: Path) -> dict[str, ArchivedEpisode]:
     rows = ds.dataset(folder, format="parquet").to_table(COLUMNS).to_pylist()
     episodes: dict[str, ArchivedEpisode] = {}
     for row in sorted(rows, key=lambda row: (row["episode"], -1 if row["turn"] is None else row["turn"])):
-        episode = episodes.setdefault(
-            row["episode"],
-            ArchivedEpisode(row["stage"], row["purpose"], row["epoch"], row["score"], row["dropped"] or ""),
-        )
+        known = ArchivedEpisode(row["stage"], row["purpose"], row["score"])
+        episode = episodes.setdefault(row["episode"], known)
         if row["evidence"] is not None:
-            evidence = dict(row["evidence"])
-            episode.record, episode.signature = evidence.get("record", ""), evidence.get("signature", "")
+            episode.record = dict(row["evidence"]).get("record", "")
         if row["turn"] is not None:
             episode.commands.append(row["command"])
     return episodes

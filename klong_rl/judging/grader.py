@@ -33,6 +33,7 @@ T = TypeVar("T")
 Open = Callable[[], Awaitable[Any]]
 Fresh = Callable[[str], AbstractAsyncContextManager[Any]]
 
+GRADING = "/grading"  # after an episode's name: the sandbox that hidden tests run in
 ASKED_AGAIN = 2  # times, after a reply that is invalid
 
 

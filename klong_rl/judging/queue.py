@@ -54,7 +54,10 @@ class RequestQueue:
     def _advance(self) -> None:
         """Let go all that may, and look again when the next may."""
         while (ticket := self._lane.take(time.monotonic())) is not None:
-            ticket.set_result(None)
+            if ticket.done():  # its caller was cancelled, and hasn't run since
+                self._lane.release()
+            else:
+                ticket.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from klong_rl.failures import AgentFailure
+from klong_rl.failures import AgentFailure, InfrastructureFailure
 
 # Of other people's making, or made by programs: not the submission.
 LEFT_OUT = (".git", "node_modules", "__pycache__", ".venv", "venv", ".cache")
@@ -31,6 +31,8 @@ async def read_submission(sandbox: Any, most_files: int, file_bytes: int) -> dic
     left_out = " -o ".join(f"-name {name}" for name in LEFT_OUT)
     command = f"find . -type d \\( {left_out} \\) -prune -o -type f -printf '%d %s %P\\n'"
     listing = await sandbox.exec(command, timeout_s=LISTING_S, output_limit=LISTING_BYTES)
+    if listing.interrupted:
+        raise InfrastructureFailure(f"the sandbox of {sandbox.episode} was lost while its files were listed")
     if listing.timed_out or listing.exit_code is None:
         raise AgentFailure(f"the files of {sandbox.episode} can't be listed within {LISTING_S:g} s")
     files: dict[str, str] = {}

@@ -57,17 +57,12 @@ def _grader_files(task: Task, commands: Sequence[str]) -> Iterator[str]:
 
 def _words(record: Record, store: Store) -> Iterator[str]:
     for read in record.reads if record.calls else ():
-        found = _TO_THE_JUDGE.search(store.text(read.blob)) if read.blob and _is_text(store, read.blob) else None
-        if found:
+        try:
+            text = store.text(read.blob) if read.blob else ""
+        except UnicodeDecodeError:
+            continue
+        if found := _TO_THE_JUDGE.search(text):
             yield f"{read.path} speaks to the judge: {_short(found[0])}"
-
-
-def _is_text(store: Store, blob: str) -> bool:
-    try:
-        store.get(blob).decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _short(text: str) -> str:

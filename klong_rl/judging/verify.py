@@ -52,10 +52,14 @@ def _score(record: Record, store: Store) -> Iterator[str]:
         return
     if abs(again - roots[0]) > TOLERANCE:
         yield f"its rubric gives {again:.6f} from the judge's raw replies, the record says {roots[0]:.6f}"
-    if "rubric" in record.parts and abs(record.score - record.parts["rubric"]) > TOLERANCE:
+    judged_by_rubric = str(record.reward.get("_target_", "")).startswith("klong_rl.rewards.rubric.")
+    if judged_by_rubric and "rubric" in record.parts and abs(record.score - record.parts["rubric"]) > TOLERANCE:
         yield f"score {record.score:.6f} isn't the rubric's {record.parts['rubric']:.6f}"
     for call in record.calls:
-        asked = json.loads(store.text(call.request)).get("model")
+        try:
+            asked = json.loads(store.text(call.request)).get("model")
+        except Damaged:
+            continue  # `_contents` has named it
         if asked != record.model:
             yield f"leaf {call.about} was asked of {asked}, the record says {record.model}"
 

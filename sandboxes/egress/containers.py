@@ -114,7 +114,7 @@ def start_proxy(api: docker.APIClient, made: str) -> None:
     if api.inspect_container(made)["State"]["Running"]:
         return
     before = _listened(api, made)
-    api.start(made)
+    _start(api, made)
     give_up = time.monotonic() + LISTENS_S
     while _listened(api, made) == before:
         if time.monotonic() > give_up:
@@ -139,7 +139,7 @@ def _open_exit(api: docker.APIClient, egress: Egress) -> str:
             _make_exit(api, egress, name)
             continue
         if not running:
-            api.start(name)
+            _start(api, name)
         return name
     raise InfrastructureFailure(f"the way out {name} was not made within {LISTENS_S:g} s")
 
@@ -160,16 +160,20 @@ def _make_exit(api: docker.APIClient, egress: Egress, name: str) -> None:
 
 
 def _create(api: docker.APIClient, egress: Egress, name: str, config: dict[str, Any]) -> str:
-    """The id of a new container, with the programs in it."""
+    """The id of a new container."""
     try:
-        made = api.create_container_from_config(config, name)["Id"]
+        return api.create_container_from_config(config, name)["Id"]
     except docker.errors.ImageNotFound:
         raise InfrastructureFailure(
             f"a task asks for a network, and there is no image {egress.image!r} for its proxy: make it with "
             "`make image-net`, or name one that has python3 in sandbox.egress.image"
         ) from None
+
+
+def _start(api: docker.APIClient, made: str) -> None:
+    """With the programs in it: whoever created it may have died before it put them there. May be repeated."""
     api.put_archive(made, "/", _programs())
-    return made
+    api.start(made)
 
 
 def _config(

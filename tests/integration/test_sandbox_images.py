@@ -55,6 +55,23 @@ async def test_a_folder_is_built_and_its_sandbox_works(factory, recipe, client):
     assert client.inspect_container(sandbox.name)["Config"]["Image"] == tag
 
 
+async def test_a_folder_is_placed_as_any_other_image_where_hosts_are_bounded(recipe):
+    factory = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}", egress=NO_NETWORK, per_host=1000)
+    try:
+        sandbox = await factory.create("e", 1, f"dockerfile:{recipe}", LIMITS)
+        assert (await sandbox.exec("cat /opt/made", timeout_s=20)).output == (recipe / "given").read_text()
+    finally:
+        await factory.reap(keep=set())
+        await factory.close()
+
+
+async def test_a_folder_that_cant_be_read_is_no_fault_of_anyone_s_program(factory, recipe):
+    (recipe / ".dockerignore").write_bytes(b"\xff\n")
+    with pytest.raises(InfrastructureFailure, match="can't be packed for its build"):
+        await factory.prepare(f"dockerfile:{recipe}")
+    (recipe / ".dockerignore").unlink()
+
+
 def build_in_a_process(url, barrier, answers):
     async def main():
         factory = DockerSandboxes("test", egress=NO_NETWORK)

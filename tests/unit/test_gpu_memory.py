@@ -56,6 +56,16 @@ def test_a_learner_over_its_share_is_refused_with_its_parts(folder):
         gpu_memory.check(config, folder, CARD)
 
 
+def test_a_reference_is_counted_where_the_objective_needs_one(folder):
+    config = one_gpu()
+    needed = sum(gpu_memory.learner_bytes(ModelShape.read(folder), config.learner).values())
+    config.learner.gpu_memory = (needed + 1000) / CARD
+    gpu_memory.check(config, folder, CARD)
+    config.learner.objective = "grpo"
+    with pytest.raises(UserError, match="the learner needs about"):
+        gpu_memory.check(config, folder, CARD)
+
+
 def test_an_engine_over_its_share_is_refused_with_its_parts(folder):
     config = one_gpu()
     config = replace(config, engine=replace(config.engine, max_model_len=10_000_000))

@@ -154,6 +154,7 @@ def test_a_window_too_short_for_a_task_s_prompt_is_refused_with_the_numbers(chat
         agent=AgentConfig(action_tokens=40),
     )
     preflight.check_prompts(config, RelayTasks(), chat)
+    config.curriculum.stages[0].mix = {40: 1.0}
     config.window.max_tokens = 50
     with refused("window.max_tokens=50", "stage 1", "relay", "tokens of this model", "agent.action_tokens=40"):
         preflight.check_prompts(config, RelayTasks(), chat)

@@ -1,6 +1,8 @@
 """Files of trajectories: every row is found, whatever the form, and bad ones are named."""
 
 import json
+import os
+import resource
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +35,7 @@ def test_every_line_is_a_unit_that_is_read_in_any_order(tmp_path):
     data = DataSet(open_files(str(tmp_path), "data"), None)
     assert [[row.id for _, row in data.rows(unit)] for unit in (3, 0, 2, 1)] == [["d"], ["ä"], ["c"], ["b"]]
     assert [row.where for _, row in data.rows(3)] == [f"{tmp_path / 'b.jsonl'}: line 4"]
-    assert data.check() == 4
+    assert data.check(lambda row: None) == 4
 
 
 def test_a_file_a_folder_and_a_pattern(tmp_path):
@@ -65,22 +67,44 @@ def test_rows_that_scored_too_little_are_left_out(tmp_path):
     files = open_files(str(tmp_path / "a.jsonl"), "data")
     assert ids(DataSet(files, 0.8)) == ["a", "c"]
     with pytest.raises(UserError, match="no trajectory with a score of min_score=1.5 or more"):
-        DataSet(files, 1.5).check()
+        DataSet(files, 1.5).check(lambda row: None)
     write_jsonl(tmp_path / "b.jsonl", [talk("a")])
     with pytest.raises(UserError, match="b.jsonl: line 1: field score: is missing and min_score=0.8"):
-        DataSet(open_files(str(tmp_path / "b.jsonl"), "data"), 0.8).check()
+        DataSet(open_files(str(tmp_path / "b.jsonl"), "data"), 0.8).check(lambda row: None)
 
 
 def test_the_first_bad_row_is_found_before_anything_starts(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [talk("a"), talk("b"), {"id": "c"}])
     with pytest.raises(UserError, match="a.jsonl: line 3: field messages"):
-        DataSet(open_files(str(tmp_path / "a.jsonl"), "data"), None).check()
+        DataSet(open_files(str(tmp_path / "a.jsonl"), "data"), None).check(lambda row: None)
     (tmp_path / "b.jsonl").write_text('{"id": \n')
     with pytest.raises(UserError, match="b.jsonl: line 1: not a JSON object"):
-        DataSet(open_files(str(tmp_path / "b.jsonl"), "data"), None).check()
+        DataSet(open_files(str(tmp_path / "b.jsonl"), "data"), None).check(lambda row: None)
     pq.write_table(pa.Table.from_pylist([talk("a"), {"messages": [{"role": "user"}]}]), tmp_path / "c.parquet")
     with pytest.raises(UserError, match=r"c.parquet: row 2: field messages\[0\].content"):
-        DataSet(open_files(str(tmp_path / "c.parquet"), "data"), None).check()
+        DataSet(open_files(str(tmp_path / "c.parquet"), "data"), None).check(lambda row: None)
+
+
+def test_a_row_without_an_id_is_the_same_one_wherever_its_folder_is(tmp_path):
+    row = {"messages": talk("a")["messages"]}
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "a.jsonl", [row, row])
+    here, there = (ids(DataSet(open_files(str(tmp_path / name), "data"), None)) for name in ("here", "there"))
+    assert here == there and len(set(here)) == 2
+
+
+def test_more_files_than_a_process_may_have_open(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(200):
+        write_jsonl(tmp_path / f"{number:03}.jsonl", [talk(str(number))])
+        if number < 50:
+            pq.write_table(pa.Table.from_pylist([talk(f"p{number}")]), tmp_path / f"{number:03}.parquet")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 32, hard))
+    try:
+        assert DataSet(open_files(str(tmp_path), "data"), None).check(lambda row: None) == 250
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_is_no_data_is_said(tmp_path):

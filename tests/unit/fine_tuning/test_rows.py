@@ -103,3 +103,21 @@ def test_what_is_wrong_with_a_row_is_said_in_one_line(encoder, fields, field, re
         encoder.trajectory(row_of(fields, "d/f.jsonl: line 12"))
     message = str(caught.value)
     assert message.startswith(f"d/f.jsonl: line 12: field {field}: ") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"tokens": [1, 2, 700], "agent": [0, 0, 1]}, "700 is no token of this model"),
+        ({"tokens": [1] * 60 + [2], "agent": [0] * 60 + [1]}, "field prefix: its 60 tokens leave no room"),
+        ({"messages": [{"role": "user", "content": "word " * 60}, WROTE]}, "leave no room in window.max_tokens=60"),
+    ],
+)
+def test_what_would_only_show_in_training_is_found_by_a_look(encoder, fields, words):
+    row = row_of(fields, "f.jsonl: line 1")
+    with pytest.raises(UserError, match=re.escape(words)):
+        encoder.check(row, max_tokens=60)
+
+
+def test_a_look_passes_what_fits(encoder):
+    encoder.check(row_of({"tokens": [1, 2, 3], "agent": [0, 1, 1]}, "f.jsonl: line 1"), max_tokens=60)

@@ -47,3 +47,20 @@ async def test_a_caller_that_fails_ends_its_turn():
                 raise KeyError
         except KeyError:
             pass
+
+
+async def test_many_that_are_cancelled_at_once_leave_every_turn_free():
+    queue = RequestQueue(Lane(1e9, 4))
+
+    async def use() -> None:
+        async with queue.turn("g"):
+            await asyncio.sleep(60)
+
+    callers = [asyncio.create_task(use()) for _ in range(12)]
+    await asyncio.sleep(0.01)
+    for caller in callers:
+        caller.cancel()
+    ended = await asyncio.gather(*callers, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+    async with asyncio.timeout(5), queue.turn("g"), queue.turn("g"), queue.turn("g"), queue.turn("g"):
+        pass

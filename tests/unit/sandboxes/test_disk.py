@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import docker
+import pytest
 
+from sandboxes import disk
 from sandboxes.container import is_refusal_of_quota
 from sandboxes.disk import unenforced_limit
 
@@ -31,3 +33,20 @@ def test_a_driver_without_limits_is_told_from_other_refusals():
     )
     assert not is_refusal_of_quota(refusal("no space left on device"))
     assert not is_refusal_of_quota(OSError("storage-opt"))
+
+
+async def test_a_container_that_is_gone_is_told_as_by_docker_itself(monkeypatch):
+    class EmptyDocker:
+        """A daemon that has no container by now."""
+
+        def containers(self, **_) -> list:
+            return []
+
+    async def ask(use):
+        return use(EmptyDocker())
+
+    monkeypatch.setattr(disk, "LOOK_EVERY_S", 0.0)
+    watch = disk.DiskWatch("0123456789abcdef", ask)
+    watch._limit = 1  # from an earlier look
+    with pytest.raises(docker.errors.NotFound, match="no container 0123456789ab"):
+        await watch.due()
