@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from klong_rl import preflight
 from klong_rl.config import AgentConfig, CurriculumConfig, RunConfig, StageConfig, WindowConfig
 from klong_rl.errors import UserError
 from klong_rl.tasks.relay import RelayTasks
+from klong_rl.types import Task
 
 CONFIG = {
     "seed": 0,
@@ -154,7 +156,26 @@ def test_a_window_too_short_for_a_task_s_prompt_is_refused_with_the_numbers(chat
         agent=AgentConfig(action_tokens=40),
     )
     preflight.check_prompts(config, RelayTasks(), chat)
-    config.curriculum.stages[0].mix = {40: 1.0}
     config.window.max_tokens = 50
     with refused("window.max_tokens=50", "stage 1", "relay", "tokens of this model", "agent.action_tokens=40"):
         preflight.check_prompts(config, RelayTasks(), chat)
+
+
+class WordyTasks(RelayTasks):
+    """Tasks whose prompts grow with the difficulty."""
+
+    def train(self, difficulty: int, index: int) -> Task:
+        return replace(super().train(2, index), instruction="cat amber " * difficulty)
+
+
+def test_every_difficulty_of_a_mix_must_fit(chat):
+    stage = StageConfig(difficulty=1, mix={1: 0.5, 2: 0.5})
+    config = RunConfig(
+        curriculum=CurriculumConfig(stages=[stage]),
+        window=WindowConfig(max_tokens=400),
+        agent=AgentConfig(action_tokens=40),
+    )
+    preflight.check_prompts(config, WordyTasks(), chat)
+    stage.mix = {1: 0.5, 500: 0.5}
+    with refused("too short for stage 1"):
+        preflight.check_prompts(config, WordyTasks(), chat)
