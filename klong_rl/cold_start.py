@@ -15,7 +15,6 @@ from hydra.utils import instantiate
 
 from klong_rl.chat import ChatFormat
 from klong_rl.config import AgentConfig, LearnerConfig, RunConfig
-from klong_rl.fine_tuning.training import fine_tune
 from klong_rl.models.folder import whole_or_absent
 from klong_rl.tasks.base import Demonstrator, TaskFamily
 from klong_rl.types import Task, Window
@@ -110,13 +109,9 @@ class ColdStart:
         demonstrations = iter(
             Demonstrations(self._family, self._demonstrator, chat, config.agent, rule, difficulties, config.seed)
         )
-        sizes = itertools.repeat(config.cold_start.windows_per_step, config.cold_start.steps)
-        steps = itertools.count(1)
-        fine_tune(
-            learner,
-            (list(itertools.islice(demonstrations, size)) for size in sizes),
-            lambda _, learned: tell(next(steps), learned["loss"]),
-        )
+        for step in range(1, config.cold_start.steps + 1):
+            windows = list(itertools.islice(demonstrations, config.cold_start.windows_per_step))
+            tell(step, learner.sft_step(windows)["loss"])
         with whole_or_absent(folder) as partial:
             learner.save_hf(partial)
 

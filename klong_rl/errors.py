@@ -9,6 +9,10 @@ class Stuck(Exception):
     """What was waited for didn't come by its deadline."""
 
 
+class LeaseLost(Exception):
+    """Redis came back without a lease whose windows are trained already: the weights must go back to before it."""
+
+
 class LearnerFailure(Exception):
     """A learner rank died, raised, or didn't answer in time. The group it belonged to is gone; a new one goes on."""
 

@@ -20,14 +20,12 @@ from klong_rl.buffer import Buffer
 from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig
-from klong_rl.errors import LearnerFailure
 from klong_rl.fleet import Fleet
 from klong_rl.ledger import Ledger
+from klong_rl.live_on import live_on
 from klong_rl.results import RunLog
 from klong_rl.tasks.base import TaskFamily
-from klong_rl.training import LeaseLost, Training
-
-FUTILE_LIVES = 3  # in a row that got no further than the ones before: it isn't chance
+from klong_rl.training import Training
 
 
 class LearnerLives:
@@ -58,23 +56,15 @@ class LearnerLives:
     async def run(self, stage: int | None) -> None:
         """Train through the stages that are left, entering at `stage` if one is asked for.
 
-        Raises what ended the last of FUTILE_LIVES, and at once whatever isn't the learner's.
+        Raises as `live_on`.
         """
-        first = self.checkpoints.newest()
-        state = self._state(stage)
-        began, furthest, futile = time.monotonic() - state.wall_s, state.step, 0
-        while True:
-            try:
-                return await self._live(state, began)
-            except (LearnerFailure, LeaseLost) as failure:
-                futile = 0 if state.step > furthest else futile + 1
-                furthest = max(furthest, state.step)
-                if futile == FUTILE_LIVES:
-                    raise
-                died = f"{failure} (after step {state.step})"
+        first, began = self.checkpoints.newest(), time.monotonic() - self._state(stage).wall_s
+
+        def begin() -> RunState:
             # Once this launch has made a checkpoint, that says where the run stands.
-            state = self._state(stage if self.checkpoints.newest() == first else None)
-            self.log.warn(f"{died}; a new learner goes on after step {state.step}")
+            return self._state(stage if self.checkpoints.newest() == first else None)
+
+        await live_on(begin, lambda state: self._live(state, began), self.log.warn)
 
     def _state(self, stage: int | None) -> RunState:
         state, _ = resume.where_to_begin(self.checkpoints, self.config.curriculum.stages, stage)

@@ -24,18 +24,18 @@ from klong_rl import preflight, services
 from klong_rl.blocking import in_thread
 from klong_rl.checkpoints import Checkpoints
 from klong_rl.cli import compose_config, run_main
-from klong_rl.errors import LearnerFailure, UserError
+from klong_rl.errors import UserError
 from klong_rl.fine_tuning.config import MATTERS, SftConfig, check
 from klong_rl.fine_tuning.files import DataSet, open_files
 from klong_rl.fine_tuning.rows import Encoder, Row
 from klong_rl.fine_tuning.stream import WindowSource, WindowStream, held_out_windows, is_held_out
 from klong_rl.fine_tuning.training import SftState, SftTraining
 from klong_rl.interrupt import EXIT_CODES, Interrupts
+from klong_rl.live_on import live_on
 from klong_rl.monitor.sft_progress import SftProgress
 from klong_rl.types import Trajectory, Window
 from klong_rl.windows import ContextRule
 
-FUTILE_LIVES = 3  # of the learner in a row that made no checkpoint: it isn't chance
 SAMPLE_CHARACTERS = 10**6
 
 
@@ -90,7 +90,9 @@ class FineTuning:
                 services.start_ray(stack, self.config.ray_address)
                 interrupts.arm()  # ray.init put a handler of its own on SIGTERM
                 with self.progress:
-                    await self._train(base, source, held_out)
+                    await live_on(
+                        self._state, lambda state: self._live(state, base, source, held_out), self.progress.warn
+                    )
         except asyncio.CancelledError:
             if not interrupts.came:
                 raise
@@ -99,26 +101,13 @@ class FineTuning:
         self._tell_result()
         return 0
 
-    async def _train(self, base: Path, source: WindowSource, held_out: list[Window]) -> None:
-        """Lives of the learner, each from the newest checkpoint, until one reaches the end."""
-        futile = 0
-        while True:
-            before = self._state().step
-            try:
-                return await self._live(base, source, held_out)
-            except LearnerFailure as failure:
-                state = self._state()
-                futile = 0 if state.step > before else futile + 1
-                if futile == FUTILE_LIVES:
-                    raise
-                self.progress.warn(f"{failure}; a new learner goes on after step {state.step}")
-
-    async def _live(self, base: Path, source: WindowSource, held_out: list[Window]) -> None:
+    async def _live(self, state: SftState, base: Path, source: WindowSource, held_out: list[Window]) -> None:
+        """One life of the learner, from the newest checkpoint (whose state is `state`) to the end, or its own."""
         from learners.group import LearnerGroup
         from learners.job import LearnerJob
         from learners.publish import WeightFolder
 
-        state, newest = self._state(), self.checkpoints.newest()
+        newest = self.checkpoints.newest()
         state.data = source.data.fingerprint()
         job = LearnerJob(model=str(base), learner=self.config.learner, seed=self.config.seed)
         # Nothing is published here; the folder is made only when it is.

@@ -31,7 +31,7 @@ from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import RunConfig
 from klong_rl.curriculum import Curriculum, Move, StepOutcome
-from klong_rl.errors import Stuck
+from klong_rl.errors import LeaseLost, Stuck
 from klong_rl.fleet import Fleet
 from klong_rl.held_out import LOOK_S, HeldOut
 from klong_rl.ledger import Ledger, TrainedStep
@@ -44,10 +44,6 @@ from klong_rl.tasks.base import TaskFamily
 T = TypeVar("T")
 
 FSYNC_S = 2.0  # Redis syncs its file each second, or up to a second later while the disk is busy
-
-
-class LeaseLost(Exception):
-    """Redis came back without a lease whose windows are trained already: the weights must go back to before it."""
 
 
 class Training:

@@ -1,10 +1,9 @@
-"""The loop of a fine-tuning: batches in, checkpoints and metrics out. The cold start of a run takes the same steps."""
+"""The loop of a fine-tuning: batches in, checkpoints and metrics out."""
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import msgspec
 from klong_rl.buffer import WindowRef
 from klong_rl.checkpoints import Checkpoints
 from klong_rl.fine_tuning.config import SftConfig
-from klong_rl.fine_tuning.stream import Position, WindowStream
+from klong_rl.fine_tuning.stream import Batch, Position, WindowStream
 from klong_rl.step_lines import StepLines
 from klong_rl.types import Window
 
@@ -27,7 +26,6 @@ class SftState(msgspec.Struct, kw_only=True):
     position: Position = Position()
     data: list[tuple[str, int]] = []  # name and size of each file it reads
     tokens: int = 0  # trained, context included
-    wall_s: float = 0.0
 
 
 class SftMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,14 +44,6 @@ class SftMetrics(msgspec.Struct, frozen=True, kw_only=True):
     targets: int
     epochs: float
     step_s: float
-
-
-def fine_tune(
-    learner: Any, batches: Iterable[Sequence[Window]], after: Callable[[Sequence[Window], dict[str, float]], None]
-) -> None:
-    """One step of `learner` (a learners.group.LearnerGroup) a batch; `after` is told each batch and its metrics."""
-    for batch in batches:
-        after(batch, learner.sft_step(batch))
 
 
 def mean_loss(learner: Any, held_out: Sequence[Window]) -> float:
@@ -85,45 +75,39 @@ class SftTraining:
         self._held_out = held_out
         self.state = state
         self._tell = tell
-        self._began = time.monotonic() - state.wall_s
 
     def run(self) -> None:
         """Train on what is left of the stream; the last step has a checkpoint and an evaluation. Blocks."""
         self._lines = StepLines(self._run_dir / METRICS_FILE, SftMetrics, self.state.step)
         try:
-            fine_tune(self._learner, self._batches(), self._after)
+            left = self._config.steps - self.state.step if self._config.steps else None
+            # One ahead, so that it is known which one is the last.
+            ahead = itertools.pairwise(itertools.chain(itertools.islice(self._stream, left), [None]))
+            for batch, following in ahead:
+                self._after(batch, self._learner.sft_step(batch.windows), is_last=following is None)
         finally:
             self._lines.close()
 
-    def _batches(self) -> Iterator[list[Window]]:
-        left = self._config.steps - self.state.step if self._config.steps else None
-        # One ahead, so that it is known which one is the last.
-        ahead = itertools.pairwise(itertools.chain(itertools.islice(self._stream, left), [None]))
-        for self._batch, following in ahead:
-            self._is_last = following is None
-            yield self._batch.windows
-
-    def _after(self, batch: Sequence[Window], learned: dict[str, float]) -> None:
+    def _after(self, batch: Batch, learned: dict[str, float], is_last: bool) -> None:
         state, step = self.state, self.state.step + 1
-        state.step, state.position = step, self._batch.after
+        state.step, state.position = step, batch.after
         state.tokens += int(learned["tokens"])
-        state.wall_s = time.monotonic() - self._began
-        evaluates = bool(self._held_out) and (self._is_last or step % self._config.evaluate_every == 0)
+        evaluates = bool(self._held_out) and (is_last or step % self._config.evaluate_every == 0)
         metrics = SftMetrics(
             step=step,
             loss=learned["loss"],
             eval_loss=mean_loss(self._learner, self._held_out) if evaluates else None,
             grad_norm=learned["grad_norm"],
             learning_rate=learned["learning_rate"],
-            windows=len(batch),
+            windows=len(batch.windows),
             tokens=int(learned["tokens"]),
             targets=int(learned["action_tokens"]),
-            epochs=self._batch.epochs,
+            epochs=batch.epochs,
             step_s=learned["step_s"],
         )
         self._lines.write(metrics)
         self._tell(metrics)
-        if self._is_last or step % self._config.learner.checkpoint_every == 0:
+        if is_last or step % self._config.learner.checkpoint_every == 0:
             self._lines.sync()
             self._checkpoints.save(state, self._write)
 

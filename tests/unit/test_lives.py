@@ -5,7 +5,8 @@ import pytest
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import CurriculumConfig, RunConfig, StageConfig
 from klong_rl.errors import LearnerFailure
-from klong_rl.lives import FUTILE_LIVES, LearnerLives
+from klong_rl.live_on import FUTILE_LIVES
+from klong_rl.lives import LearnerLives
 from tests.run_states import standing
 
 STAGES = [StageConfig(steps=4), StageConfig(steps=4), StageConfig(steps=4)]

@@ -8,8 +8,9 @@ from klong_rl import training
 from klong_rl.buffer import WindowRef
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import BufferConfig, RunConfig
+from klong_rl.errors import LeaseLost
 from klong_rl.ledger import Ledger, TrainedStep, read_ledger
-from klong_rl.training import LeaseLost, Training
+from klong_rl.training import Training
 
 REFS = [WindowRef("a/0", 40, 12, (1,), 1, "a"), WindowRef("b/0", 20, 5, (1,), 1, "b")]
 
