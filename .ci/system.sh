@@ -5,7 +5,8 @@ source "$(dirname "$0")/common.sh"
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
-command -v dockerd >/dev/null || command -v docker >/dev/null || missing+=(docker.io)
+# A docker command alone is only a client: what it talks to must run already, or be DOCKER_HOST's, or be installed.
+command -v dockerd >/dev/null || [ -n "${DOCKER_HOST:-}" ] || docker ps -q >/dev/null 2>&1 || missing+=(docker.io)
 command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
 ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1' || /sbin/ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1' \
     || missing+=(libnuma1)
