@@ -49,11 +49,8 @@ def audit(run_dir: Path, key: bytes | None) -> Findings:
     """Everything that is wrong with, or odd about, the verdicts of a run."""
     store, findings = Store(run_dir), Findings()
     episodes = archived(run_dir)
-    try:
-        records = Records(store.folder / "records").all()
-    except ValueError as error:
-        findings.note(findings.broken, "(a record)", [str(error)])
-        return findings
+    records, unreadable = Records(store.folder / "records").all()
+    findings.note(findings.broken, "(a record)", unreadable)
     kept = {sha256 for _, sha256 in records}
     for name, episode in episodes.items():
         if episode.score is not None and episode.record not in kept:

@@ -40,6 +40,7 @@ from klong_rl.wire import decode
 
 USAGE = "use run=DIR, the directory of a run, then reward=NAME and judge.KEY=VALUE as for a launch"
 OWN_SECTIONS = ("judge", "sandbox")  # of the run's configuration, unless given anew
+NO_RECORD = "no record was kept when it was judged"
 AGAIN = "/rejudge"  # after an episode's name: the sandbox that it is judged again in
 
 
@@ -95,12 +96,13 @@ async def rejudge(run_dir: Path, config: RunConfig, name: str) -> list[Result]:
     """Every scored episode that is archived or has a record, by name. Raises UserError where there is none."""
     store, episodes = Store(run_dir), archived(run_dir)
     newest: dict[str, Record] = {}
-    for record, sha256 in Records(store.folder / "records").all():
+    records, unreadable = Records(store.folder / "records").all()
+    for record, sha256 in records:
         chosen = episodes[record.episode].record if record.episode in episodes else ""
         if chosen == sha256 or (not chosen and record.at >= newest.get(record.episode, record).at):
             newest[record.episode] = record
     without = [
-        Result(episode, known.stage, known.purpose, known.score, None, "no record was kept when it was judged")
+        Result(episode, known.stage, known.purpose, known.score, None, "; ".join([NO_RECORD, *unreadable]))
         for episode, known in episodes.items()
         if known.score is not None and episode not in newest
     ]

@@ -61,7 +61,7 @@ class Bench:
 
     def record(self):
         """The only one."""
-        ((record, _),) = self.records.all()
+        ((record, _),), _ = self.records.all()
         return record
 
 

@@ -130,13 +130,13 @@ class Records:
         write_whole(self.folder / f"{quote(record.episode, safe='')}.e{record.epoch}.{sha256[:12]}.json", data)
         return sha256
 
-    def all(self) -> list[tuple[Record, str]]:
-        """Every record with its file's SHA-256, by name. Raises ValueError for one that is none."""
-        found = []
+    def all(self) -> tuple[list[tuple[Record, str]], list[str]]:
+        """Every record with its file's SHA-256, by name; and what is wrong with the files that are none."""
+        found, problems = [], []
         for path in sorted(self.folder.glob("*.json")):
             data = path.read_bytes()
             try:
                 found.append((msgspec.json.decode(data, type=Record), digest(data)))
             except msgspec.DecodeError as error:
-                raise ValueError(f"{path} is no record of a verdict: {error}") from error
-        return found
+                problems.append(f"{path} is no record of a verdict: {error}")
+        return found, problems

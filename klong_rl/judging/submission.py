@@ -29,7 +29,7 @@ async def read_submission(sandbox: Any, most_files: int, file_bytes: int) -> dic
     can't be listed, InfrastructureFailure.
     """
     left_out = " -o ".join(f"-name {name}" for name in LEFT_OUT)
-    command = f"find . -type d \\( {left_out} \\) -prune -o -type f -printf '%d %s %P\\n'"
+    command = f"find . -type d \\( {left_out} \\) -prune -o -type f -print"
     listing = await sandbox.exec(command, timeout_s=LISTING_S, output_limit=LISTING_BYTES)
     if listing.interrupted:
         raise InfrastructureFailure(f"the sandbox of {sandbox.episode} was lost while its files were listed")
@@ -47,8 +47,8 @@ async def read_submission(sandbox: Any, most_files: int, file_bytes: int) -> dic
 
 def listed(output: str) -> list[str]:
     """The paths of a listing, near the top first. Lines that are none (a name with a line break) are left out."""
-    found = [re.fullmatch(r"(\d+) \d+ (.+)", line) for line in output.splitlines()]
-    return [path for _, path in sorted((int(match[1]), match[2]) for match in found if match)]
+    paths = [line.removeprefix("./") for line in output.splitlines() if line.startswith("./")]
+    return sorted(paths, key=lambda path: (path.count("/"), path))
 
 
 class Ranking:

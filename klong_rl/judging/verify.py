@@ -10,6 +10,7 @@ from klong_rl.judging.record import Record, is_signed_by
 from klong_rl.judging.rubric import RubricError, aggregate, load
 from klong_rl.judging.store import Damaged, Store
 
+RUBRIC = "rubric"  # what the reward of that name keeps its tree and its score under
 TOLERANCE = 1e-9  # of a recomputed score: far below what one leaf of any rubric weighs
 
 
@@ -39,22 +40,15 @@ def _contents(record: Record, store: Store) -> Iterator[str]:
 
 
 def _score(record: Record, store: Store) -> Iterator[str]:
-    """A rubric's score is computed again, from the raw replies upward."""
+    """The score of each rubric is computed again, from the raw replies upward."""
     if not 0 <= record.score <= 1:
         yield f"score {record.score} is outside [0, 1]"
-    roots = [score for name, score in record.parts.items() if name.split(".")[-1] == "rubric"]
-    if "rubric" not in record.kept or not roots:
-        return
-    try:
-        again = rubric_score(record, store)
-    except (Damaged, RubricError, ValueError) as error:
-        yield f"its rubric's score can't be computed again: {error}"
-        return
-    if abs(again - roots[0]) > TOLERANCE:
-        yield f"its rubric gives {again:.6f} from the judge's raw replies, the record says {roots[0]:.6f}"
+    for name in record.kept:
+        if (name == RUBRIC or name.endswith(f".{RUBRIC}")) and name in record.parts:
+            yield from _rubric(record, store, name)
     judged_by_rubric = str(record.reward.get("_target_", "")).startswith("klong_rl.rewards.rubric.")
-    if judged_by_rubric and "rubric" in record.parts and abs(record.score - record.parts["rubric"]) > TOLERANCE:
-        yield f"score {record.score:.6f} isn't the rubric's {record.parts['rubric']:.6f}"
+    if judged_by_rubric and RUBRIC in record.parts and abs(record.score - record.parts[RUBRIC]) > TOLERANCE:
+        yield f"score {record.score:.6f} isn't the rubric's {record.parts[RUBRIC]:.6f}"
     for call in record.calls:
         try:
             asked = json.loads(store.text(call.request)).get("model")
@@ -64,12 +58,26 @@ def _score(record: Record, store: Store) -> Iterator[str]:
             yield f"leaf {call.about} was asked of {asked}, the record says {record.model}"
 
 
-def rubric_score(record: Record, store: Store) -> float:
+def _rubric(record: Record, store: Store, name: str) -> Iterator[str]:
+    """`name`: of the tree among what was kept and of its score among the parts, with the composite's part before it."""
+    try:
+        again = rubric_score(record, store, name)
+    except (Damaged, RubricError, ValueError) as error:
+        yield f"the score of its {name} can't be computed again: {error}"
+        return
+    if abs(again - record.parts[name]) > TOLERANCE:
+        yield f"its {name} gives {again:.6f} from the judge's raw replies, the record says {record.parts[name]:.6f}"
+
+
+def rubric_score(record: Record, store: Store, name: str = RUBRIC) -> float:
     """The root's score from the valid raw replies. Raises Damaged, RubricError, ValueError."""
-    rubric = load(store.get(record.kept["rubric"]))
-    if not record.calls:
+    rubric, prefix = load(store.get(record.kept[name])), name.removesuffix(RUBRIC)
+    calls = [call for call in record.calls if call.about.startswith(prefix)]
+    if not calls:
         return 0.0  # of an empty submission nothing is asked
-    categories = {leaf.id: leaf.category for leaf in rubric.leaves}
-    valid = [call for call in record.calls if not call.problem and call.about in categories]
-    scores = {call.about: parse_score(store.text(call.reply), categories[call.about]) for call in valid}
+    categories = {prefix + leaf.id: leaf.category for leaf in rubric.leaves}
+    valid = [call for call in calls if not call.problem and call.about in categories]
+    scores = {
+        call.about.removeprefix(prefix): parse_score(store.text(call.reply), categories[call.about]) for call in valid
+    }
     return aggregate(rubric, scores)[rubric.nodes[0].id]

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 from klong_rl.errors import UserError
 from klong_rl.failures import AgentFailure
 from klong_rl.rewards.base import FinishedEpisode, Judge
 from klong_rl.types import Verdict
+
+T = TypeVar("T")
+
+
+class _Part:
+    """The judge as one part sees it: evidence and questions bear its name, so that two parts of a kind don't mix."""
+
+    def __init__(self, judge: Judge, prefix: str) -> None:
+        self._judge, self._prefix = judge, prefix
+        self.room_tokens = judge.room_tokens
+
+    async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T], about: str = "") -> T:
+        return await self._judge.ask(messages, parse, about=self._prefix + about)
+
+    def fresh(self) -> AbstractAsyncContextManager[Any]:
+        return self._judge.fresh()
+
+    async def keep(self, name: str, data: bytes) -> str:
+        return await self._judge.keep(self._prefix + name, data)
 
 
 async def composite(
@@ -24,7 +44,7 @@ async def composite(
     score, scores, evidence = 0.0, {}, {}
     for name, part in parts.items():
         try:
-            verdict = await part["reward"](episode, sandbox, judge)
+            verdict = await part["reward"](episode, sandbox, _Part(judge, f"{name}."))
         except AgentFailure as failure:
             verdict = Verdict(score=0.0, evidence={"agent_failure": str(failure)})
         score += part["weight"] / total * verdict.score

@@ -191,7 +191,7 @@ async def test_a_sandbox_that_the_agent_broke_does_not_break_the_judge(server, t
 
 
 def records(tmp_path):
-    return [record for record, _ in Records(tmp_path / "judging" / "records").all()]
+    return [record for record, _ in Records(tmp_path / "judging" / "records").all()[0]]
 
 
 async def test_a_verdict_names_its_record(server, tmp_path, monkeypatch):

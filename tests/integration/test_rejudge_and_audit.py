@@ -236,6 +236,33 @@ async def test_a_rubric_score_that_does_not_follow_from_the_replies_is_found_eve
     assert "from the judge's raw replies, the record says 0.123" in " ".join(run.audit(None).broken["e"])
 
 
+async def test_two_rubrics_of_one_reward_are_each_computed_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("KLONG_SIGNING_KEY")
+    parts = {
+        "code": {"weight": 1, "reward": reward("rubric.rubric", only_code=True)},
+        "all": {"weight": 1, "reward": RUBRIC},
+    }
+    chosen = reward("composite.composite", parts=parts)
+    async with FakeJudge(lambda messages: "Score: 1") as fake:
+        run = Run(tmp_path, chosen)
+        async with bench(tmp_path, chosen, fake.url) as stage:
+            episode = finished("e", rubric=small())
+            run.add(episode, await stage.grade(episode, "echo 1 > a.py"))
+    run.archive()
+    assert run.audit(None).broken == {}
+    (record,) = (tmp_path / "judging" / "records").glob("*")
+    changed(record, '"all.rubric":1.0', '"all.rubric":0.123')
+    (said,) = [text for text in run.audit(None).broken["e"] if "raw replies" in text]
+    assert said.startswith("its all.rubric gives 1.000000")
+
+
+async def test_a_file_that_is_no_record_hides_no_other(tmp_path):
+    run = await judged_by_rubric(tmp_path)
+    (tmp_path / "judging" / "records" / "a.json").write_text("{}")
+    findings = run.audit()
+    assert list(findings.broken) == ["(a record)"] and findings.n_records == 1
+
+
 @pytest.mark.parametrize(
     "commands, why",
     [

@@ -155,7 +155,7 @@ async def test_a_judge_without_valid_replies_is_our_failure_and_never_a_score(tm
     async with FakeJudge(half) as fake, bench(tmp_path, RUBRIC, fake.url) as stage:
         with pytest.raises(InfrastructureFailure, match="2 of 3 leaves are invalid .a2, b.*3 invalid replies"):
             await stage.grade(finished(rubric=small()), "echo 1 > a.py")
-        assert stage.records.all() == []
+        assert stage.records.all() == ([], [])
         n_asked = len(fake.asked)
         fake._answer = answer
         assert (await stage.grade(finished(rubric=small()), "echo 1 > a.py")).verdict.score == pytest.approx(0.5)

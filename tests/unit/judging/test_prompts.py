@@ -74,8 +74,8 @@ def test_files_are_ranked_by_what_the_requirement_is_about():
 
 
 def test_a_listing_gives_paths_near_the_top_first():
-    output = "2 10 src/train.py\n1 5 with space.txt\nbroken\nname\n1 7 README.md\n"
-    assert listed(output) == ["README.md", "with space.txt", "src/train.py"]
+    output = "./src/train.py\n./with space.txt\n./broken\nname\n./README.md\n"
+    assert listed(output) == ["README.md", "broken", "with space.txt", "src/train.py"]
 
 
 @pytest.mark.parametrize(
