@@ -42,6 +42,7 @@ class JudgeActor:
     def __init__(self, settings: ActorSettings) -> None:
         self._settings = settings
         self._config = settings.config
+        self._owner = ""
         self._warnings = KeptWarnings()
         self._cleanup = AsyncExitStack()
         self._closing: set[str] = set()
@@ -49,6 +50,8 @@ class JudgeActor:
 
     async def start(self, owner: str) -> None:
         """Connect, as `owner`, and build the reward that the configuration names."""
+        if self._owner:
+            raise RuntimeError(f"this process is {self._owner} already")
         self._owner = owner
         self._to_windows = to_windows(self._config)
         judge, store = self._config.judge, Store(self._settings.run_dir)

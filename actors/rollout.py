@@ -50,6 +50,7 @@ class RolloutActor:
         self._settings = settings
         self._config = settings.config
         self._index = index
+        self._owner = ""
         self._failures_in_a_row = 0
         self._stopping = False
         self._warnings = KeptWarnings()
@@ -62,6 +63,8 @@ class RolloutActor:
 
         The engine has the weights of `settings.model` as version 0, to be replaced by a publish before it samples.
         """
+        if self._owner:
+            raise RuntimeError(f"this process is {self._owner} already")
         self._owner = owner
         config = self._config
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)

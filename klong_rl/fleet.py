@@ -20,7 +20,7 @@ from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
 from klong_rl.errors import in_short
 
-START_DEADLINE_S = 600.0  # an engine compiles and loads within it
+START_DEADLINE_S = 600.0  # an engine compiles and loads within it, once Ray has made its process again
 PUBLISH_DEADLINE_S = 180.0
 SCORE_DEADLINE_S = 600.0  # behind whatever the engine is busy with
 STATUS_DEADLINE_S = 120.0  # an actor that doesn't even say how it is for so long hangs
@@ -158,12 +158,19 @@ class Fleet:
 
     async def _bring_up(self, member: Member) -> None:
         """From a fresh process to one at work; an engine has the newest weights then."""
-        try:
-            await self._start(member)
-        except ActorFailure as failure:
-            if not self._is_death(failure):
-                raise
-            await self._start(member)  # the former process was ended from here, and was still there to be told
+        until = time.monotonic() + START_DEADLINE_S
+        was_told = False
+        while True:
+            try:
+                await self._start(member)
+                break
+            except ActorFailure as failure:
+                is_remade = isinstance(failure.__cause__, self._ray.exceptions.ActorUnavailableError)
+                # One death may be of the former process, which was ended from here and was still there to be told.
+                if time.monotonic() > until or not (is_remade or (self._is_death(failure) and not was_told)):
+                    raise
+                was_told = was_told or not is_remade
+                await asyncio.sleep(LOOK_S)
         taken = 0
         while member.has_engine and taken != self.version:
             weights, version = self._newest

@@ -206,7 +206,9 @@ class Scene:
         began = time.monotonic()
         while not await happened() and not self.ended():
             if time.monotonic() - began > deadline_s:
-                raise NoRecovery(f"{what}: not within {deadline_s:g} s; the run says:\n{self.launch.output()[-4000:]}")
+                seen = f"{await self.pulse()}, its processes {self.launch.processes()}"
+                said = self.launch.output()[-4000:]
+                raise NoRecovery(f"{what}: not within {deadline_s:g} s; last seen: {seen}; the run says:\n{said}")
             await asyncio.sleep(LOOK_S)
         return time.monotonic() - began
 

@@ -164,6 +164,21 @@ async def test_one_that_can_t_start_is_tried_again(scene):
     assert "rollout-0 ended before it was at work and is tried again" in told and "no room for the model" in told
 
 
+async def test_one_whose_process_is_long_in_the_making_is_waited_for(scene, monkeypatch):
+    (member, _) = scene.fleet._members
+    actor, made_at = member.actor, time.monotonic() + 2
+
+    class StillRestarting:
+        def __getattr__(self, method):
+            if time.monotonic() < made_at:
+                raise ray.exceptions.ActorUnavailableError("The actor is restarting.", b"a" * 16)
+            return getattr(actor, method)
+
+    monkeypatch.setattr(member, "actor", StillRestarting())
+    await scene.fleet.start()
+    assert "rollout-0.1" in await scene.pids() and scene.told == []
+
+
 @pytest.mark.parametrize("scene", ["start"], indirect=True)
 async def test_one_that_never_starts_ends_the_run_with_its_error(scene):
     with pytest.raises(ActorFailure, match="rollout-0 ended 5 times within 30 s: .*no room for the model"):
