@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.weight_transfer import check_whole, prepare
+from actors.weight_transfer import check_whole, init_info, prepare
 from actors.weight_versions import weight_versions
 from klong_rl.config import EngineConfig
 from klong_rl.failures import InfrastructureFailure
@@ -81,6 +81,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             enforce_eager=config.enforce_eager,
             gpu_memory_utilization=config.gpu_memory,  # a CPU has none to share out
+            tensor_parallel_size=config.tensor_parallel,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=config.weight_transfer),
@@ -88,7 +89,7 @@ class Engine:
             **config.extra,
         )
         llm = AsyncLLM.from_engine_args(args)
-        await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+        await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info(config)))
         engine = cls(llm, end_id)
         await engine._versions.set(version)
         return engine

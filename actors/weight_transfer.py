@@ -1,7 +1,7 @@
-"""Weights from a learner to a vLLM engine on the same host, through shared memory: a backend of vLLM's own API.
+"""The ways of weights from a learner to a vLLM engine: vLLM's own CUDA IPC, and two backends of ours for its API.
 
-vLLM ships NCCL and CUDA IPC backends; a CPU has neither. This one reads a safetensors file (which the learner wrote to
-/dev/shm) inside the engine's process, and is registered with vLLM's factory under `SHARED_MEMORY`. vLLM loads
+`SHARED_MEMORY` reads a safetensors file (which the learner wrote to /dev/shm) inside the engine's process; `NETWORK`
+fetches from the learner over NCCL or gloo (actors.linked_weights). Both are registered with vLLM's factory. vLLM loads
 `register` in each of its processes through the entry point `vllm.general_plugins` (setup.py).
 
     learner: write file          engine: pause(keep) -> start -> update(path) -> finish(version) -> resume
@@ -12,19 +12,26 @@ Written against vLLM 0.26 to 0.32: `WeightTransferEngine` of `vllm.distributed.w
 from __future__ import annotations
 
 import os
+import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klong_rl.config import EngineConfig
 
 SHARED_MEMORY = "klong_shared_memory"
 CUDA_IPC = "ipc"  # vLLM's own: learner and engine on one GPU
+NETWORK = "network"
+OURS = {SHARED_MEMORY: "SharedMemoryEngine", NETWORK: "NetworkEngine"}
 
 
 def register() -> None:
     """Entry point of `vllm.general_plugins`; vLLM may call it more than once in a process."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(SHARED_MEMORY, __name__, "SharedMemoryEngine")
+    for backend, name in OURS.items():
+        if backend not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(backend, __name__, name)
 
 
 def prepare(backend: str) -> None:
@@ -34,6 +41,13 @@ def prepare(backend: str) -> None:
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     else:
         register()
+
+
+def init_info(config: EngineConfig) -> dict[str, Any]:
+    """What an engine's processes are told once, before any update."""
+    if config.weight_transfer != NETWORK:
+        return {}
+    return {"engine": uuid.uuid4().hex, "deadline_s": config.transfer_timeout_s}
 
 
 def check_whole(weights: dict[str, Any]) -> None:
@@ -52,20 +66,51 @@ def check_whole(weights: dict[str, Any]) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    # The class needs vLLM's base class; importing vLLM costs seconds that a mere `import actors` must not pay.
+    # The classes need vLLM's base class; importing vLLM costs seconds that a mere `import actors` must not pay.
     if name == "SharedMemoryEngine":
-        return _engine_class()
+        return _shared_memory_class(_reloading_class())
+    if name == "NetworkEngine":
+        from actors.linked_weights import engine_class
+
+        return engine_class(_reloading_class())
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _engine_class() -> type:
-    from safetensors import safe_open
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferEngine,
-        WeightTransferInitInfo,
-        WeightTransferUpdateInfo,
-    )
+def _reloading_class() -> type:
+    """What our backends share: vLLM's layer-wise reload, checked to be whole."""
+    import torch
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    class ReloadingEngine(WeightTransferEngine):
+        def start_weight_update(self) -> None:
+            initialize_layerwise_reload(self.model)
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            self.receive_weights(self.parse_update_info(update_info))
+            if self.device.type != "cpu":  # the base class waits for an accelerator, whether there is one or not
+                torch.accelerator.synchronize()
+
+        def check_loaded(self, source: str) -> None:
+            """ValueError if `source` had not all weights."""
+            if lacking := _not_loaded(self.model):
+                raise ValueError(f"{source} lacks weights of {len(lacking)} layers, the first: {lacking[0]}")
+
+        def finish_weight_update(self) -> None:
+            finalize_layerwise_reload(self.model, self.model_config)
+            _refresh_tied_head(self.model)
+
+        @staticmethod
+        def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+            """The learner publishes by itself (learners.publish, learners.link)."""
+            raise NotImplementedError
+
+    return ReloadingEngine
+
+
+def _shared_memory_class(reloading: type) -> type:
+    from safetensors import safe_open
+    from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 
     @dataclass
     class InitInfo(WeightTransferInitInfo):
@@ -75,30 +120,17 @@ def _engine_class() -> type:
     class UpdateInfo(WeightTransferUpdateInfo):
         path: str  # safetensors, Hugging Face names
 
-    class SharedMemoryEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+    class SharedMemoryEngine(reloading):
         init_info_cls = InitInfo
         update_info_cls = UpdateInfo
 
         def init_transfer_engine(self, init_info: InitInfo) -> None:
             pass
 
-        def start_weight_update(self) -> None:
-            initialize_layerwise_reload(self.model)
-
-        def update_weights(self, update_info: dict[str, Any]) -> None:
-            # The base class also waits for `torch.accelerator`, which a CPU doesn't have.
-            self.receive_weights(self.parse_update_info(update_info))
-
         def receive_weights(self, update_info: UpdateInfo) -> None:
             with safe_open(update_info.path, framework="pt") as tensors:
                 self.model.load_weights((name, tensors.get_tensor(name)) for name in tensors.keys())
-            lacking = _not_loaded(self.model)
-            if lacking:
-                raise ValueError(f"{update_info.path} lacks weights of {len(lacking)} layers, the first: {lacking[0]}")
-
-        def finish_weight_update(self) -> None:
-            finalize_layerwise_reload(self.model, self.model_config)
-            _refresh_tied_head(self.model)
+            self.check_loaded(update_info.path)
 
         def shutdown(self) -> None:
             pass

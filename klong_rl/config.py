@@ -59,7 +59,10 @@ class EngineConfig:
     max_model_len: int = 256
     max_num_seqs: int = 64
     enforce_eager: bool = True
-    weight_transfer: str = "klong_shared_memory"  # or "ipc": CUDA IPC, learner and engine on one GPU
+    # Or "ipc": CUDA IPC, learner and engine on one GPU; or "network": NCCL between GPUs, gloo between CPUs.
+    weight_transfer: str = "klong_shared_memory"
+    transfer_timeout_s: float = 60.0  # of "network": for one version to one engine, and for the making of their group
+    tensor_parallel: int = 1  # GPUs of one engine
     kv_cache_gib: int = 1  # on a CPU
     gpu_memory: float = 0.9  # of a GPU's memory, all in all
     extra: dict[str, Any] = field(default_factory=dict)

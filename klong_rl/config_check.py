@@ -186,14 +186,16 @@ def _check_devices(config: RunConfig) -> None:
     if config.learner.device not in ("cpu", "cuda"):
         raise UserError(f"learner.device={config.learner.device} is unknown; use cpu or cuda")
     transfer, device = config.engine.weight_transfer, config.learner.device
-    if transfer not in ("klong_shared_memory", "ipc"):
-        raise UserError(f"engine.weight_transfer={transfer} is unknown; use klong_shared_memory or ipc")
+    if transfer not in ("klong_shared_memory", "ipc", "network"):
+        raise UserError(f"engine.weight_transfer={transfer} is unknown; use klong_shared_memory, ipc or network")
+    if config.engine.transfer_timeout_s <= 0:
+        raise UserError(f"engine.transfer_timeout_s={config.engine.transfer_timeout_s:g} must be above 0 seconds")
     if transfer == "ipc" and device != "cuda":
         raise UserError(f"engine.weight_transfer=ipc shares a GPU, and learner.device={device}; use cluster=one_gpu")
     layout = config.learner.layout
     ranks = layout.tensor * layout.pipeline * layout.context * layout.data
     if transfer == "ipc" and ranks > 1:
-        raise UserError(f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1")
+        raise UserError(f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1 or cluster=split")
     for name, share in (("engine", config.engine.gpu_memory), ("learner", config.learner.gpu_memory)):
         if not 0 < share <= 1:
             raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")

@@ -224,16 +224,22 @@ class Launch:
         """What makes the ranks of one life of the learner, with the weights of `model`. It blocks until they are up."""
         from learners.group import LearnerGroup
         from learners.job import LearnerJob
+        from learners.link import LinkedWeights
         from learners.publish import GpuWeights, WeightFolder
 
+        engine = self.config.engine
         job = LearnerJob(
             model=str(model),
             learner=self.config.learner,
             temperature=self.config.agent.temperature,
             seed=self.config.seed,
         )
-        by_ipc = self.config.engine.weight_transfer == "ipc"
-        weights = GpuWeights() if by_ipc else WeightFolder.in_shared_memory(self.run_id)
+        if engine.weight_transfer == "ipc":
+            weights = GpuWeights()
+        elif engine.weight_transfer == "network":
+            weights = LinkedWeights(engine.transfer_timeout_s)
+        else:
+            weights = WeightFolder.in_shared_memory(self.run_id)
         stack.callback(weights.remove)
         weights.remove()  # of a launch that was killed
         return lambda: LearnerGroup(job, weights, address)

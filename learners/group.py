@@ -28,7 +28,7 @@ from klong_rl.types import Window
 from learners import batch
 from learners.job import LearnerJob
 from learners.model import check
-from learners.publish import GpuWeights, Published, WeightFolder
+from learners.publish import Published, Weights
 from learners.rank import Rank
 from learners.step import merge
 
@@ -45,7 +45,7 @@ class LearnerGroup:
     def __init__(
         self,
         job: LearnerJob,
-        weights: WeightFolder | GpuWeights,
+        weights: Weights,
         buffer: BufferAddress | None = None,
         *,
         setup_deadline_s: float = 600.0,
@@ -143,7 +143,7 @@ class LearnerGroup:
             raise LearnerFailure(0, "placement", f"the cluster had no room for {wanted} in {deadline_s:.0f} s")
         return bundles
 
-    def _start(self, rank: int, weights: WeightFolder | GpuWeights, buffer: BufferAddress | None) -> Any:
+    def _start(self, rank: int, weights: Weights, buffer: BufferAddress | None) -> Any:
         config = self._job.learner
         return (
             ray.remote(Rank)

@@ -1,7 +1,8 @@
-"""Published weights, for the engines of the same host: what `publish` returns is all that an engine needs to load them.
+"""Published weights: what `publish` returns is all that an engine needs to load them.
 
     WeightFolder   one safetensors file a version in shared memory; it appears under its name only when it is whole
     GpuWeights     tensors in the learner's GPU memory, which engines on the same GPU map into theirs (CUDA IPC)
+    LinkedWeights  tensors on the learner's device, sent to engines elsewhere as they ask (learners.link)
 
 The last two versions are kept: an engine that is just starting may still be reading the one before the newest.
 """
@@ -13,7 +14,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +23,16 @@ KEPT = 2
 
 Tensors = Iterable[tuple[str, torch.Tensor]]  # Hugging Face names, whole tensors
 Published = dict[str, Any]  # the `update_info` of a weight update of vLLM's, whatever its backend
+
+
+class Weights(Protocol):
+    """Rank 0's way of publishing. Handed to the ranks as a pickle, so it opens nothing before the first publish."""
+
+    def publish(self, version: int, tensors: Tensors) -> Published:
+        """Make `tensors` readable as `version`; the last two versions are."""
+
+    def remove(self) -> None:
+        """Free what would outlive the ranks."""
 
 
 @dataclass(frozen=True)

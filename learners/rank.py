@@ -21,7 +21,7 @@ from klong_rl.types import Window
 from learners import checkpoint, model, process, step
 from learners.forward import Batch, window_logprobs
 from learners.job import LearnerJob
-from learners.publish import GpuWeights, Published, WeightFolder
+from learners.publish import Published, Weights
 from learners.reference import Reference
 from learners.source import BufferSource
 
@@ -32,7 +32,7 @@ class Rank:
     """Made by `__init__`, part of a group after `setup`."""
 
     def __init__(
-        self, rank: int, job: LearnerJob, weights: WeightFolder | GpuWeights, buffer: BufferAddress | None = None
+        self, rank: int, job: LearnerJob, weights: Weights, buffer: BufferAddress | None = None
     ):
         self._rank, self._job, self._weights = rank, job, weights
         self._fetch = BufferSource(buffer) if buffer else None

@@ -67,7 +67,7 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["sandbox.snapshot_gb=-1"], ["sandbox.snapshot_gb=-1", "0 sets no bound"]),
         (["sandbox.egress.ranges=[10.1.0.0/8]"], ["sandbox.egress.ranges", "10.1.0.0/8", "as in 10.1.0.0/16"]),
         (["learner.device=tpu"], ["learner.device=tpu", "cpu or cuda"]),
-        (["engine.weight_transfer=fax"], ["engine.weight_transfer=fax", "klong_shared_memory or ipc"]),
+        (["engine.weight_transfer=fax"], ["engine.weight_transfer=fax", "klong_shared_memory, ipc or network"]),
         (["engine.weight_transfer=ipc"], ["ipc shares a GPU", "learner.device=cpu", "cluster=one_gpu"]),
         (["cluster=one_gpu", "learner.layout.data=2"], ["ipc is for one GPU", "2 ranks", "data=1"]),
         (["cluster=one_gpu", "learner.gpu_memory=1.4"], ["learner.gpu_memory=1.4", "at most 1"]),
