@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from klong_rl import link
 from klong_rl.link.channel import wait
@@ -109,7 +109,10 @@ def _unpack(bucket: link.Bucket, buffer_B: torch.Tensor) -> list[tuple[str, torc
     import torch
 
     return [
-        (entry.name, buffer_B[entry.start : entry.start + entry.size].view(getattr(torch, entry.dtype)).view(entry.shape))
+        (
+            entry.name,
+            buffer_B[entry.start : entry.start + entry.size].view(getattr(torch, entry.dtype)).view(entry.shape),
+        )
         for entry in bucket.entries
     ]
 

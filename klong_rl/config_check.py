@@ -50,6 +50,7 @@ def _check_counts(config: RunConfig) -> None:
     check_at_least(
         ("actors.count", config.actors.count, 1),
         ("actors.episodes", config.actors.episodes, 1),
+        ("engine.tensor_parallel", config.engine.tensor_parallel, 1),
         ("judge.count", config.judge.count, 1),
         ("judge.episodes", config.judge.episodes, 1),
         ("rollout.groups_per_step", config.rollout.groups_per_step, 1),
@@ -192,10 +193,18 @@ def _check_devices(config: RunConfig) -> None:
         raise UserError(f"engine.transfer_timeout_s={config.engine.transfer_timeout_s:g} must be above 0 seconds")
     if transfer == "ipc" and device != "cuda":
         raise UserError(f"engine.weight_transfer=ipc shares a GPU, and learner.device={device}; use cluster=one_gpu")
+    cut, gpus = config.engine.tensor_parallel, config.actors.num_gpus
+    if device == "cuda" and cut > 1 and gpus != cut:
+        raise UserError(
+            f"engine.tensor_parallel={cut} takes as many GPUs, and actors.num_gpus={gpus:g}; use cluster=split"
+        )
     layout = config.learner.layout
     ranks = layout.tensor * layout.pipeline * layout.context * layout.data
     if transfer == "ipc" and ranks > 1:
-        raise UserError(f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1 or cluster=split")
+        raise UserError(
+            f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1, or "
+            "cluster=split"
+        )
     for name, share in (("engine", config.engine.gpu_memory), ("learner", config.learner.gpu_memory)):
         if not 0 < share <= 1:
             raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")

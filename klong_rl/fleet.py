@@ -19,6 +19,7 @@ from typing import Any
 from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
 from klong_rl.errors import in_short
+from klong_rl.gpus import reserve
 
 START_DEADLINE_S = 600.0  # an engine compiles and loads within it, once Ray has made its process again
 PUBLISH_DEADLINE_S = 180.0
@@ -69,7 +70,7 @@ class Fleet:
         self._buffer, self._warn = buffer, warn
         engine, judge = config.actors, config.judge
         rollouts = ray.remote(rollout_class).options(
-            num_cpus=engine.num_cpus, num_gpus=engine.num_gpus, max_restarts=-1
+            num_cpus=engine.num_cpus, num_gpus=engine.num_gpus, max_restarts=-1, **reserve(engine)
         )
         judges = ray.remote(judge_class).options(num_cpus=judge.num_cpus, max_restarts=-1)
         self._members = [

@@ -1,4 +1,5 @@
-"""Does it fit? The memory of one GPU that an engine and a learner rank share, added up before anything loads.
+"""Does it fit? The memory of a GPU that an engine and a learner rank share, or each has to itself, added up before
+anything loads.
 
     engine.gpu_memory x GPU     weights + KV cache: vLLM takes all of its share, whatever is left is cache
     learner.gpu_memory x GPU    weights, gradients, master weights and Adam's moments, published copies, activations
@@ -66,31 +67,34 @@ def _parameters(path: Path) -> int:
 
 
 def learner_bytes(shape: ModelShape, learner: LearnerConfig, *, reference: bool = False) -> dict[str, int]:
-    """What one rank's allocator holds at the peak of a step, by what it is for. Without tensor or pipeline splits."""
-    size, n = BYTES[learner.dtype], shape.parameters
+    """What rank 0, the fullest, holds at the peak of a step, by what it is for. Experts count as unspread."""
+    size, layout = BYTES[learner.dtype], learner.layout
+    n = shape.parameters // (layout.tensor * layout.pipeline)
     # Float32 parameters are their own master weights.
-    optimizer = (12 if size == 2 else 8) * n // learner.layout.data
+    optimizer = (12 if size == 2 else 8) * n // (layout.data * layout.context)
     per_layer = 6 * shape.hidden + 2 * shape.kv_width + 3 * shape.ffn
-    tokens = learner.token_budget
+    # A pipeline stage has fewer layers, and as many more micro-batches under way.
+    tokens = learner.token_budget // (layout.tensor * layout.context)
+    vocab = shape.vocab // layout.tensor
     # Recomputed: what enters each layer, and one layer at a time in full.
     kept = shape.hidden * shape.layers + per_layer if learner.recompute else per_layer * shape.layers
     return {
         "weights": size * n * (2 if reference else 1),
         "gradients": 4 * n,
         "optimizer": optimizer,
-        "published copies": PUBLISHED_COPIES * size * n,
+        "published copies": PUBLISHED_COPIES * size * shape.parameters,
         "activations": size * kept * tokens,
-        "head": (8 + size) * min(LOGITS_AT_ONCE, shape.vocab * tokens) + (4 + size) * shape.vocab * shape.hidden,
+        "head": (8 + size) * min(LOGITS_AT_ONCE, vocab * tokens) + (4 + size) * vocab * shape.hidden,
     }
 
 
 def engine_bytes(shape: ModelShape, engine: EngineConfig) -> dict[str, int]:
-    """The least an engine works with: weights, work space, and the KV cache of one sequence of the longest length."""
-    size = BYTES[engine.dtype]
+    """The least that one rank of an engine works with: weights, work space, the cache of one longest sequence."""
+    size, ranks = BYTES[engine.dtype], engine.tensor_parallel
     return {
-        "weights": size * shape.parameters,
+        "weights": size * shape.parameters // ranks,
         "work space": int(ENGINE_WORK_GIB * GIB),
-        "KV cache of one sequence": size * 2 * shape.kv_width * shape.layers * engine.max_model_len,
+        "KV cache of one sequence": size * 2 * shape.kv_width * shape.layers * engine.max_model_len // ranks,
     }
 
 

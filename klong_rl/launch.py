@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from klong_rl import gpu_memory, preflight, resume, services
+from klong_rl import gpu_memory, gpus, preflight, resume, services
 from klong_rl.beside import beside
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, BufferAddress
@@ -128,6 +129,7 @@ class Launch:
         preflight.check_model_folder(base)
         preflight.check_prompts(self.config, self.family, ChatFormat(base))
         check_learner(LearnerJob(str(base), self.config.learner))
+        gpus.check_tensor_parallel(self.config, json.loads((base / "config.json").read_text()))
         if self.config.learner.device == "cuda" and not self.config.ray_address:
             gpu_memory.check(self.config, base, gpu_memory.gpu_total())
         preflight.save_configuration(self.run_dir, asdict(self.config))
@@ -137,7 +139,7 @@ class Launch:
         await resume.check_same_life(buffer, state, self.run_dir)
         sandboxes = services.sandbox_factory(self.config.sandbox, self.run_dir, self.run_id)
         await self._sort_out_sandboxes(stack, sandboxes, buffer)
-        services.start_ray(stack, self.config.ray_address)
+        gpus.check_cluster(self.config, services.start_ray(stack, self.config.ray_address))
         self.interrupts.arm()  # ray.init put a handler of its own on SIGTERM
         with self.progress:
             model = await self._cold_start(cold, base)

@@ -80,8 +80,8 @@ def sandbox_factory(config: SandboxConfig, run_dir: Path, run_id: str) -> dict[s
     return docker | {"runtime": config.runtime or None, "egress": egress, **pool}
 
 
-def start_ray(stack: AsyncExitStack, address: str) -> None:
-    """Join the Ray cluster at `address`, or start one on this machine that ends with `stack`."""
+def start_ray(stack: AsyncExitStack, address: str) -> list[float]:
+    """Join the Ray cluster at `address`, or start one on this machine that ends with `stack`; the GPUs of each node."""
     import ray
 
     if address:
@@ -90,3 +90,4 @@ def start_ray(stack: AsyncExitStack, address: str) -> None:
         cpus = max(os.cpu_count() or 1, LEAST_CPUS)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
     stack.callback(ray.shutdown)
+    return [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]

@@ -1,7 +1,8 @@
 """Windows to packed rows: who trains what (`plan`), and the arrays of one micro-batch (`collate`). Pure.
 
 A micro-batch is one row: whole windows, one after the other, none of which sees another (`starts_W1` bounds them in
-attention, positions restart in each). The end is padded to a multiple of `pad_to`.
+attention, positions restart in each). The end is padded to a multiple of `pad_to`, and, where the pieces of a window go
+to several ranks, each window to a multiple of `window_pad`, which divides `pad_to`.
 
     windows ──best fit, longest first──▶ rows of at most the budget ──level──▶ data ranks ──collate──▶ arrays
 
@@ -17,6 +18,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from klong_rl.buffer import WindowRef
@@ -30,7 +32,8 @@ Row = list[WindowRef]
 class MicroBatch:
     """One packed row of R tokens, and its N targets: what the objective sees, in the order of the row.
 
-    `starts_W1` are where the windows start, and R. What pads the row is its last segment, a window without targets.
+    `starts_W1` are where the windows start, each with its own padding, and R. What pads the row is its last segment, a
+    window without targets.
     """
 
     tokens_R: np.ndarray  # int64
@@ -49,7 +52,7 @@ def padded(n_tokens: int, pad_to: int) -> int:
     return -(-max(n_tokens, 1) // pad_to) * pad_to
 
 
-def plan(refs: Sequence[WindowRef], ranks: int, token_budget: int, pad_to: int) -> Plan:
+def plan(refs: Sequence[WindowRef], ranks: int, token_budget: int, pad_to: int, window_pad: int = 1) -> Plan:
     """Pack `refs` into as few rows as best fit finds for `ranks` data-parallel ranks, then level the rows.
 
     Deterministic for a given set of refs, in whatever order they come. Raises ValueError on a window longer than
@@ -65,6 +68,7 @@ def plan(refs: Sequence[WindowRef], ranks: int, token_budget: int, pad_to: int) 
                 f"token_budget={token_budget}; raise token_budget or lower the window length"
             )
     room = token_budget // pad_to * pad_to
+    refs = [msgspec.structs.replace(ref, n_tokens=padded(ref.n_tokens, window_pad)) for ref in refs]
     longest_first = sorted(refs, key=lambda ref: (-ref.n_tokens, ref.id))
     rows = best_fit(longest_first, room)
     count = padded(len(rows), ranks)
@@ -109,7 +113,7 @@ def _load(row: Row) -> int:
     return sum(ref.n_tokens for ref in row)
 
 
-def collate(windows: Sequence[Window], pad_to: int) -> MicroBatch:
+def collate(windows: Sequence[Window], pad_to: int, window_pad: int = 1) -> MicroBatch:
     """The arrays of one micro-batch; no windows give a row of padding without a target.
 
     Raises ValueError on a window whose first token is a target (nothing predicts it) or whose version runs don't
@@ -117,12 +121,14 @@ def collate(windows: Sequence[Window], pad_to: int) -> MicroBatch:
     """
     for window in windows:
         _check(window)
-    lengths = [len(window.tokens_T) for window in windows]
+    lengths = [padded(len(window.tokens_T), window_pad) for window in windows]
     used = sum(lengths)
     if rest := padded(used, pad_to) - used:
         lengths.append(rest)
     starts_W1 = np.cumsum([0, *lengths], dtype=np.int32)
-    tokens_R = _join([*(window.tokens_T for window in windows), np.zeros(rest)], np.int64)
+    tokens_R = np.zeros(starts_W1[-1], np.int64)
+    for start, window in zip(starts_W1, windows, strict=False):
+        tokens_R[start : start + len(window.tokens_T)] = window.tokens_T
     targets = [np.flatnonzero(window.targets_T) for window in windows]
     at_N = _join([start + own for start, own in zip(starts_W1, targets, strict=False)], np.int64)
     runs = np.array([run for window in windows for run in window.versions], np.int64).reshape(-1, 2)

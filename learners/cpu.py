@@ -26,10 +26,12 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 from klong_rl.errors import UserError
+from learners import context
 from learners.layout import ParallelLayout
 
 CPU = torch.device("cpu")
@@ -75,27 +77,66 @@ def _to_cpu(device: Any) -> Any:
 class PackedAttention(torch.nn.Module):
     """torch's attention in the place of Megatron's local one, which keeps [R, R] scores and knows no packed rows.
 
-    One call a window, so that no window sees another and scores are as large as the longest window's.
+    One call a window, so that no window sees another and scores are as large as the longest window's. With context
+    parallelism, one for each piece of a window.
     """
 
     def __init__(self, config: Any, softmax_scale: float | None = None, **_: Any):
+        from megatron.core import parallel_state
+
         super().__init__()
         self._scale = softmax_scale
+        self._context = parallel_state.get_context_parallel_group()
 
     def forward(
         self, query_RHD: Any, key_RGD: Any, value_RGD: Any, attention_mask: Any, packed_seq_params: Any, **_: Any
     ) -> torch.Tensor:
         """Causal attention within each window of a packed row, [R, heads x D]."""
+        if self._context.size() > 1:
+            return self._over_ranks(query_RHD, key_RGD, value_RGD, packed_seq_params.cu_seqlens_q.numpy())
         lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
-        queries, keys, values = (x.transpose(0, 1)[None].split(lengths, 2) for x in (query_RHD, key_RGD, value_RGD))
-        grouped = query_RHD.shape[1] != key_RGD.shape[1]
+        queries, keys, values = (_heads_first(x).split(lengths, 2) for x in (query_RHD, key_RGD, value_RGD))
         contexts = [
-            torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=self._scale, enable_gqa=grouped
-            )
+            self._attend(query, key, value, is_causal=True)
             for query, key, value in zip(queries, keys, values, strict=True)
         ]
         return torch.cat(contexts, 2)[0].transpose(0, 1).flatten(1)
+
+    def _over_ranks(
+        self, query_rHD: torch.Tensor, key_rGD: torch.Tensor, value_rGD: torch.Tensor, starts_W1: np.ndarray
+    ) -> torch.Tensor:
+        """This context rank's queries, with the keys and values of all."""
+        from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+        ranks, rank = self._context.size(), self._context.rank()
+        order = np.argsort(np.concatenate([context.places(starts_W1, ranks, other) for other in range(ranks)]))
+        key, value = (
+            _heads_first(gather_from_sequence_parallel_region(x.contiguous(), group=self._context)[order])
+            for x in (key_rGD, value_rGD)
+        )
+        held = context.pieces(starts_W1, ranks, rank)
+        queries = _heads_first(query_rHD).split([last - first for _, first, last in held], 2)
+        contexts = [
+            self._attend(
+                query,
+                key[:, :, start : start + last],
+                value[:, :, start : start + last],
+                attn_mask=torch.ones(last - first, last, dtype=torch.bool).tril(first),
+            )
+            for query, (start, first, last) in zip(queries, held, strict=True)
+        ]
+        return torch.cat(contexts, 2)[0].transpose(0, 1).flatten(1)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **mask: Any) -> torch.Tensor:
+        grouped = query.shape[1] != key.shape[1]
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, scale=self._scale, enable_gqa=grouped, **mask
+        )
+
+
+def _heads_first(x_RHD: torch.Tensor) -> torch.Tensor:
+    """As torch's attention takes it, [1, H, R, D]."""
+    return x_RHD.transpose(0, 1)[None]
 
 
 class _NoStream:

@@ -18,6 +18,7 @@ import torch
 
 from klong_rl.objectives import TargetTokens
 from klong_rl.types import Window
+from learners import context
 from learners.batch import MicroBatch, collate
 from learners.logprobs import label_logprobs
 from learners.model import Model
@@ -29,25 +30,49 @@ LOGITS_AT_ONCE = 1 << 28
 class Batch:
     """A micro-batch as tensors on the device, plus the windows it was made of.
 
-    Has each array of `MicroBatch` as a tensor, and `packing`, which tells attention where windows begin and end.
+    Has each array of `MicroBatch` as a tensor, and `packing`, which tells attention where windows begin and end. Of the
+    row's tokens and positions it has those of this context rank, [r]; so it has `own_places_n` in them, `own_labels_n`
+    and `own_targets_n`, which of the N targets they are. One context rank has all.
     """
 
-    def __init__(self, windows: Sequence[Window], pad_to: int, device: torch.device):
+    def __init__(self, windows: Sequence[Window], pad_to: int, device: torch.device, window_pad: int = 1):
         from megatron.core.packed_seq_params import PackedSeqParams
 
         self.windows = windows
-        arrays: MicroBatch = collate(windows, pad_to)
+        arrays: MicroBatch = collate(windows, pad_to, window_pad)
         for field in dataclasses.fields(arrays):
             setattr(self, field.name, torch.from_numpy(getattr(arrays, field.name)).to(device))
+        self.own_places_n, self.own_labels_n, self.own_targets_n = self.places_N, self.labels_N, None
+        if window_pad > 1:
+            self._take_own(arrays, device)
         longest = int(np.diff(arrays.starts_W1).max())
         self.packing = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=self.starts_W1,
             cu_seqlens_kv=self.starts_W1,
+            # Padding is part of its window: it comes after all that could attend to it.
+            cu_seqlens_q_padded=self.starts_W1 if window_pad > 1 else None,
+            cu_seqlens_kv_padded=self.starts_W1 if window_pad > 1 else None,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
         )
         self.reference_logprobs_N: torch.Tensor | None = None
+
+    def _take_own(self, arrays: MicroBatch, device: torch.device) -> None:
+        """Keep the tokens of this context rank."""
+        from megatron.core import parallel_state
+
+        ranks, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+        held_r = context.places(arrays.starts_W1, ranks, rank)
+        local_R = np.full(len(arrays.tokens_R), -1)
+        local_R[held_r] = np.arange(len(held_r))
+        local_N = local_R[arrays.places_N]
+        own_targets_n = np.flatnonzero(local_N >= 0)
+        self.own_targets_n = torch.from_numpy(own_targets_n).to(device)
+        self.own_places_n = torch.from_numpy(local_N[own_targets_n]).to(device)
+        self.own_labels_n = self.labels_N[self.own_targets_n]
+        held = torch.from_numpy(held_r).to(device)
+        self.tokens_R, self.positions_R = self.tokens_R[held], self.positions_R[held]
 
     def targets(self, logprobs_N: torch.Tensor, entropies_N: torch.Tensor | None, version: int) -> TargetTokens:
         """What the objective sees, with the model's log-probs and entropies, at policy version `version`."""
@@ -90,7 +115,7 @@ def run(model: Model, batches: Sequence[Batch], read: Callable[..., Any], train:
 def target_logprobs(
     hidden_R1H: torch.Tensor, gpt: torch.nn.Module, batch: Batch, temperature: float, with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log p of each target and, if wanted, the entropy there; float32 [N], the same on all tensor ranks.
+    """log p of each target and, if wanted, the entropy there; float32 [N], the same on all tensor and context ranks.
 
     Both are differentiable.
     """
@@ -102,15 +127,24 @@ def target_logprobs(
     if gpt.config.sequence_parallel:
         # The hidden states' gradient comes whole from label_logprobs, so a rank only takes its part of it.
         hidden_R1H = gather_from_sequence_parallel_region(hidden_R1H, tensor_parallel_output_grad=False)
-    return label_logprobs(
-        hidden_R1H[batch.places_N, 0].to(weight_VH.dtype),
+    found = label_logprobs(
+        hidden_R1H[batch.own_places_n, 0].to(weight_VH.dtype),
         weight_VH,
-        batch.labels_N,
+        batch.own_labels_n,
         temperature,
         chunk=max(1, LOGITS_AT_ONCE // len(weight_VH)),
         group=parallel_state.get_tensor_model_parallel_group() if gpt.config.tensor_model_parallel_size > 1 else None,
         with_entropy=with_entropy,
     )
+    if batch.own_targets_n is None:
+        return found
+    whole = partial(
+        context.sum_over_ranks,
+        own_targets_n=batch.own_targets_n,
+        count=len(batch.labels_N),
+        group=parallel_state.get_context_parallel_group(),
+    )
+    return whole(found[0]), whole(found[1]) if with_entropy else None
 
 
 def window_logprobs(batch: Batch, logprobs_N: torch.Tensor) -> dict[str, np.ndarray]:

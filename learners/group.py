@@ -124,7 +124,8 @@ class LearnerGroup:
 
     def _shares(self, head: tuple, refs: Sequence[WindowRef], windows: Sequence[Window] | None) -> list[tuple]:
         """The arguments of each rank: `head`, its micro-batches, and its windows if they are given."""
-        plan = batch.plan(refs, self._job.layout.data, self._job.learner.token_budget, self._job.pad_to)
+        job = self._job
+        plan = batch.plan(refs, job.layout.data, job.learner.token_budget, job.pad_to, job.window_pad)
         given = {window.id: window for window in windows} if windows is not None else None
         arguments = []
         for data_rank in self._data_ranks:

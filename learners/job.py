@@ -25,6 +25,11 @@ class LearnerJob:
         return ParallelLayout.of(self.learner.layout)
 
     @property
+    def window_pad(self) -> int:
+        """Window lengths are a multiple of it: context ranks take two pieces of each window."""
+        return 2 * self.layout.context if self.layout.context > 1 else 1
+
+    @property
     def threads(self) -> int:
         """CPU threads of one rank; by default an equal share of the machine's cores."""
         return self.learner.num_threads or max(1, (os.cpu_count() or 1) // self.layout.world)

@@ -43,14 +43,24 @@ class ParallelLayout:
             if getattr(self, name) < 1:
                 raise UserError(f"layout.{name}={getattr(self, name)} must be at least 1")
         if self.context > 1:
-            raise UserError(
-                f"layout.context={self.context}: a window is not split over context ranks, on GPUs neither; use "
-                "context=1, and tensor (which splits a row's activations too) or learner.recompute for long windows"
-            )
+            self._check_context(model, pad_to)
         for what, value, dimension in self._divided(model, pad_to):
             size = getattr(self, dimension)
             if value % size:
                 raise UserError(f"layout.{dimension}={size} does not divide {what}={value}; choose a size that does")
+
+    def _check_context(self, model: Mapping[str, Any], pad_to: int) -> None:
+        if model.get("kv_lora_rank"):
+            raise UserError(
+                f"layout.context={self.context}: windows are not split over ranks for latent attention "
+                f"({model['model_type']}); use context=1"
+            )
+        pieces = 2 * self.tensor * self.context
+        if pad_to % pieces:
+            raise UserError(
+                f"layout.context={self.context} with layout.tensor={self.tensor} cuts a row in 2 x tensor x context = "
+                f"{pieces} pieces, which don't divide its padding of {pad_to} tokens; use fewer of one of them"
+            )
 
     def _divided(self, model: Mapping[str, Any], pad_to: int) -> Iterator[tuple[str, int, str]]:
         """(what, how many, the dimension that has to divide it)."""
@@ -63,6 +73,6 @@ class ParallelLayout:
         yield "num_hidden_layers", model["num_hidden_layers"], "pipeline"
         counts = (model.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
         yield "the number of experts", next(filter(None, counts), 1), "expert"
-        yield "layout.tensor x layout.data", self.tensor * self.data, "expert"
+        yield "tensor x context x data", self.tensor * self.context * self.data, "expert"
         if "moe_intermediate_size" in model:
             yield "moe_intermediate_size", model["moe_intermediate_size"], "expert_tensor"

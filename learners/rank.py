@@ -31,9 +31,7 @@ Share = Sequence[Sequence[str]]  # the window ids of one rank: [micro-batch][win
 class Rank:
     """Made by `__init__`, part of a group after `setup`."""
 
-    def __init__(
-        self, rank: int, job: LearnerJob, weights: Weights, buffer: BufferAddress | None = None
-    ):
+    def __init__(self, rank: int, job: LearnerJob, weights: Weights, buffer: BufferAddress | None = None):
         self._rank, self._job, self._weights = rank, job, weights
         self._fetch = BufferSource(buffer) if buffer else None
         self._objectives: dict[str, Objective] = {
@@ -140,4 +138,5 @@ class Rank:
                 raise ValueError("this learner has no buffer to fetch from; pass the windows, or give it an address")
             ids = [window_id for ids in share for window_id in ids]
             windows = dict(zip(ids, self._fetch(ids), strict=True))
-        return [Batch([windows[i] for i in ids], self._job.pad_to, self._device) for ids in share]
+        pads = self._job.pad_to, self._device, self._job.window_pad
+        return [Batch([windows[i] for i in ids], *pads) for ids in share]

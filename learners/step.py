@@ -66,6 +66,8 @@ def _loss(
     temperature: float,
     version: int,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, dict[str, Any]]]:
+    from megatron.core import parallel_state
+
     given = target_logprobs(hidden_R1H, gpt, batch, temperature, with_entropy="entropy" in objective.needs)
     tokens = batch.targets(*given, version)
     result = objective(tokens)
@@ -86,14 +88,16 @@ def _loss(
     }
     # A 0 is appended: a micro-batch may have no target.
     report = {"sums": sums, "maxima": {"logprob_gap_max": torch.nn.functional.pad(gap_N, (0, 1)).max()}}
-    return result.loss_sum, result.weight.to(torch.int), report
+    # Context ranks work out the same loss, and each has the gradient of its own tokens: the weight counts once.
+    weight = result.weight if parallel_state.get_context_parallel_rank() == 0 else torch.zeros_like(result.weight)
+    return result.loss_sum, weight.to(torch.int), report
 
 
 def _collect(reports: Sequence[dict[str, dict[str, Any]]], maxima: dict[str, float]) -> Sums:
-    """This rank's micro-batches as one record. Tensor ranks hold the same numbers, so only the first one has sums."""
+    """This rank's micro-batches as one record. Tensor and context ranks hold the same numbers: only one has sums."""
     from megatron.core import parallel_state
 
-    if parallel_state.get_tensor_model_parallel_rank() > 0:
+    if parallel_state.get_tensor_model_parallel_rank() > 0 or parallel_state.get_context_parallel_rank() > 0:
         reports = []
     floats = [
         {kind: {name: _on_host(value) for name, value in values.items()} for kind, values in report.items()}

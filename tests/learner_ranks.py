@@ -102,5 +102,5 @@ def share_of(job: LearnerJob, windows: list[Window]) -> list[list[str]]:
     from learners import batch
 
     refs = [WindowRef.of(window) for window in windows]
-    plan = batch.plan(refs, job.layout.data, job.learner.token_budget, job.pad_to)
+    plan = batch.plan(refs, job.layout.data, job.learner.token_budget, job.pad_to, job.window_pad)
     return plan[parallel_state.get_data_parallel_rank()]

@@ -23,6 +23,9 @@ LAYOUTS = [
     ({"data": 2, "expert": 2}, ("glm4_moe", LATENT)),
     ({"tensor": 2, "expert": 2}, ("glm4_moe",)),
     ({"tensor": 2, "pipeline": 2}, SPLIT),
+    ({"context": 2}, SPLIT),
+    ({"tensor": 2, "context": 2}, SPLIT),
+    ({"context": 2, "data": 2, "expert": 2}, ("glm4_moe",)),
 ]
 
 
@@ -39,7 +42,7 @@ def train(job, rank, device, folders):
         one = model.build(dataclasses.replace(job, model=str(folder)))
         parts = []
         for _ in range(STEPS):
-            batches = [Batch([by_id[i] for i in ids], job.pad_to, device) for ids in share]
+            batches = [Batch([by_id[i] for i in ids], job.pad_to, device, job.window_pad) for ids in share]
             parts.append(step.train_step(one, batches, build_objective("klong"), 1.0, version=1))
         answers[name] = parts, {name: tensor.numpy() for name, tensor in model.export(one)}
     return answers

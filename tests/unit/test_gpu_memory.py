@@ -89,6 +89,19 @@ def test_a_model_s_state_takes_eighteen_bytes_a_parameter_beside_what_is_publish
     assert shared["optimizer"] == parts["optimizer"] // 4
 
 
+def test_ranks_share_what_is_split_and_rank_0_alone_publishes():
+    learner = LearnerConfig(dtype="bfloat16", layout=LayoutConfig(data=1))
+    whole = gpu_memory.learner_bytes(BIG, learner)
+    cut = gpu_memory.learner_bytes(BIG, replace(learner, layout=LayoutConfig(data=1, tensor=2, pipeline=2, context=2)))
+    assert cut["weights"] == whole["weights"] // 4 and cut["gradients"] == whole["gradients"] // 4
+    assert cut["optimizer"] == whole["optimizer"] // 8
+    assert cut["activations"] == whole["activations"] // 4
+    assert cut["published copies"] == whole["published copies"]
+    engine = EngineConfig(dtype="bfloat16", max_model_len=4096)
+    halves = gpu_memory.engine_bytes(BIG, replace(engine, tensor_parallel=2))
+    assert halves["weights"] == gpu_memory.engine_bytes(BIG, engine)["weights"] // 2
+
+
 def test_what_is_added_up_is_what_the_learner_does():
     assert gpu_memory.LOGITS_AT_ONCE == forward.LOGITS_AT_ONCE
     assert gpu_memory.PUBLISHED_COPIES == publish.KEPT
