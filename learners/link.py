@@ -68,6 +68,9 @@ class _Server:
         self._greeting = threading.Lock()  # holds the next two
         self._waiting: dict[str, dict[int, socket.socket]] = {}  # engine: its processes that said hello
         self._groups = 0
+        # Beside the engines' own start; the first group waits for it.
+        self._prepared = threading.Thread(target=link.prepare, name="klong-link-prepare", daemon=True)
+        self._prepared.start()
         host = get_node_ip_address()
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         self._listener = socket.create_server((host, 0))
@@ -134,6 +137,7 @@ class _Server:
     def _join(self, prefix: str, connections: Sequence[socket.socket]) -> link.Channel:
         from torch.distributed import PrefixStore
 
+        self._prepared.join(self._deadline_s)
         for connection in connections:
             link.send(connection, link.Meet(self._store.port, prefix))
         device = next(iter(self._staged[0].tensors.values())).device

@@ -37,6 +37,12 @@ def join(job: LearnerJob, rank: int, store: TCPStore) -> torch.device:
     torch.distributed.init_process_group(
         "gloo" if on_cpu else "nccl", store=store, rank=rank, world_size=job.layout.world, timeout=_timeout(job)
     )
+    lay_out(job)
+    return device
+
+
+def lay_out(job: LearnerJob) -> None:
+    """Megatron's process groups for the layout of `job`, of all ranks."""
     from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.initialize_model_parallel(
@@ -49,7 +55,6 @@ def join(job: LearnerJob, rank: int, store: TCPStore) -> torch.device:
     )
     torch.manual_seed(job.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(job.seed)
-    return device
 
 
 def _quiet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,8 @@ def run_ranks(job: LearnerJob, work: Callable[..., Any], *args: Any, deadline_s:
 
 
 def _rank(job: LearnerJob, rank: int, ports: Any, answers: Any, work: Callable[..., Any], args: tuple) -> None:
+    if job.learner.device == "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)  # as Ray gives each rank its own
     try:
         from learners import process
 

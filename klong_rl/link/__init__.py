@@ -14,7 +14,7 @@ hangs ends it at the deadline. The group is then aborted, for it can't be used a
 """
 
 from klong_rl.link.buckets import Bucket, Entry, buckets
-from klong_rl.link.channel import Channel, join
+from klong_rl.link.channel import Channel, join, prepare
 from klong_rl.link.wire import Hello, LinkLost, Meet, Peers, Ready, Refused, Want, connect, receive, send
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "buckets",
     "connect",
     "join",
+    "prepare",
     "receive",
     "send",
 ]

@@ -36,6 +36,14 @@ class Channel(Protocol):
         """End the group, whatever it is doing; all ranks of it do so."""
 
 
+def prepare() -> None:
+    """Import what a channel of this machine needs: with a GPU vLLM, which takes twenty seconds."""
+    import torch
+
+    if torch.cuda.is_available():
+        import vllm.distributed.device_communicators.pynccl  # noqa: F401
+
+
 def join(
     store: Callable[[], Any], rank: int, size: int, device: torch.device, peers: Peers, deadline_s: float
 ) -> Channel:
