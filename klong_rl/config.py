@@ -80,9 +80,10 @@ class ActorsConfig:
 
 @dataclass
 class EndpointConfig:
-    """The judge model, for rewards that ask one: any OpenAI-compatible endpoint. Bounds are the whole run's."""
+    """A model to ask: the judge of a run, a teacher, an evaluator (docs/judging.md). Bounds are the whole run's."""
 
-    url: str = ""  # up to and with /v1
+    url: str = ""  # up to and with /v1; scripted://models for the scripted models (klong_rl.scripted)
+    protocol: str = "openai"  # or anthropic
     model: str = ""
     key_env: str = ""  # environment variable that holds the API key; none: no key is sent
     requests_per_s: float = 10.0
@@ -91,6 +92,9 @@ class EndpointConfig:
     context_tokens: int = 32768  # of a request and its reply
     reply_tokens: int = 1024
     temperature: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)  # of the request's body, as it is; null: that isn't sent
+    usd_per_mtok_in: float = 0.0  # dollars for a million tokens, to tell what was spent
+    usd_per_mtok_out: float = 0.0
 
 
 @dataclass

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from klong_rl.advantages import advantage_rule
 from klong_rl.buffer.url import parse as parse_url
-from klong_rl.config import BufferConfig, JudgeConfig, PromotionConfig, RunConfig, SandboxConfig
+from klong_rl.config import BufferConfig, EndpointConfig, JudgeConfig, PromotionConfig, RunConfig, SandboxConfig
 from klong_rl.errors import UserError
 from klong_rl.groups import CUT_RULES
+from klong_rl.judging.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from klong_rl.fine_tuning.config import SftConfig
@@ -26,7 +27,7 @@ def check(config: RunConfig) -> None:
     _check_counts(config)
     _check_buffer(config.buffer)
     _check_judge(config.judge, config.reward)
-    _check_sandbox(config.sandbox)
+    check_sandbox(config.sandbox)
     _check_stages(config)
     check_window(config)
     advantage_rule(config.learner)
@@ -88,30 +89,44 @@ def _check_judge(judge: JudgeConfig, reward: dict[str, Any]) -> None:
             "the reward asks a judge model, and judge.endpoint.url or judge.endpoint.model is empty; set both, "
             "for example judge.endpoint.url=http://127.0.0.1:8000/v1 judge.endpoint.model=NAME"
         )
-    if endpoint.url and not re.match(r"https?://[^/]", endpoint.url):
-        raise UserError(f"judge.endpoint.url={endpoint.url} is no address; use http://HOST:PORT/v1 or https://HOST/v1")
-    for name, value in (
-        ("judge.grading_timeout_s", judge.grading_timeout_s),
-        ("judge.wait_s", judge.wait_s),
-        ("judge.endpoint.requests_per_s", endpoint.requests_per_s),
-        ("judge.endpoint.request_timeout_s", endpoint.request_timeout_s),
-        ("judge.endpoint.reply_tokens", endpoint.reply_tokens),
-    ):
-        if value <= 0:
-            raise UserError(f"{name}={value:g} must be above 0")
+    check_endpoint(endpoint, "judge.endpoint")
+    check_above_0(("judge.grading_timeout_s", judge.grading_timeout_s), ("judge.wait_s", judge.wait_s))
     if endpoint.concurrent < judge.count:
         raise UserError(
             f"judge.endpoint.concurrent={endpoint.concurrent} is shared by judge.count={judge.count} judges; "
             "use one for each at least"
         )
+
+
+def check_endpoint(endpoint: EndpointConfig, key: str) -> None:
+    """`key` is the setting that it comes from. An empty url is for whoever asks to refuse."""
+    if endpoint.url and not re.match(r"(https?|scripted)://[^/]", endpoint.url):
+        raise UserError(f"{key}.url={endpoint.url} is no address; use http://HOST:PORT/v1 or https://HOST/v1")
+    if re.match(r"https?://(/|$)", endpoint.url):
+        raise UserError(f"{key}.url={endpoint.url} names no host; use http://HOST:PORT/v1 or https://HOST/v1")
+    if endpoint.protocol not in PROTOCOLS:
+        raise UserError(f"{key}.protocol={endpoint.protocol} is unknown; use one of {', '.join(PROTOCOLS)}")
+    check_above_0(
+        (f"{key}.requests_per_s", endpoint.requests_per_s),
+        (f"{key}.request_timeout_s", endpoint.request_timeout_s),
+        (f"{key}.reply_tokens", endpoint.reply_tokens),
+        (f"{key}.concurrent", endpoint.concurrent),
+    )
     if endpoint.context_tokens < 4 * endpoint.reply_tokens:
         raise UserError(
-            f"judge.endpoint.context_tokens={endpoint.context_tokens} leaves too little beside reply_tokens="
+            f"{key}.context_tokens={endpoint.context_tokens} leaves too little beside reply_tokens="
             f"{endpoint.reply_tokens}; use four times as many at least"
         )
 
 
-def _check_sandbox(sandbox: SandboxConfig) -> None:
+def check_above_0(*values: tuple[str, float]) -> None:
+    """(key, value) each."""
+    for name, value in values:
+        if value <= 0:
+            raise UserError(f"{name}={value:g} must be above 0")
+
+
+def check_sandbox(sandbox: SandboxConfig) -> None:
     if sandbox.kind not in ("docker", "process"):
         raise UserError(f"sandbox.kind={sandbox.kind} is unknown; use docker or process")
     if sandbox.kind == "process" and not sandbox.allow_unisolated:

@@ -57,6 +57,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     `image` is a tag, or "dockerfile:" and the absolute path of a folder that is built (docs/sandboxes.md).
     `files` maps a path relative to the sandbox's working directory to its content, written before the first turn.
     `secret` is what the reward needs and the agent must not see; it never enters a sandbox or a prompt.
+    `reading` are files that the agent is to read before it submits, where a rule asks for it (klong_rl.scaffold).
 
     >>> Task(id="relay/train/7", family="relay", instruction="Follow the clues.", image="klong-sandbox")
     """
@@ -68,6 +69,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes] = {}
     secret: dict[str, Any] = {}
     limits: Limits = Limits()
+    reading: tuple[str, ...] = ()
 
 
 class EpisodeSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,9 @@
 """A test double of a judge model: an OpenAI-compatible endpoint on this machine that answers as it is told.
 
 It keeps a rate as real ones do: a bucket of `requests_per_s` tokens that fills at that pace; what comes when it is
-empty gets 429 with Retry-After. `answers` are statuses or texts for the next requests; after them `answer(messages)` is
-asked.
+empty gets 429 with Retry-After. `answers` are for the next requests: a status, a text, a whole JSON body, or CUT, a
+connection that breaks in the middle of the answer; after them `answer(messages)` is asked. Anthropic's messages are
+answered too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Self
 from aiohttp import web
 
 Messages = list[dict[str, str]]
+CUT = object()
 
 
 def coin(messages: Messages) -> str:
@@ -32,14 +34,16 @@ class FakeJudge:
         *,
         requests_per_s: float = float("inf"),
         takes_s: float = 0.0,
-        answers: list[int | str] | None = None,
+        answers: list[Any] | None = None,
         headers: dict[str, str] | None = None,
+        takes_schema: bool = True,
         port: int = 0,
     ) -> None:
         self._answer, self._rate, self._takes_s = answer, requests_per_s, takes_s
         self.port = port
         self.answers = answers or []
         self._headers = headers or {}
+        self._takes_schema = takes_schema
         self.asked: list[dict[str, Any]] = []
         self.came: list[float] = []  # monotonic clock, refused ones included
         self.keys: list[str] = []
@@ -52,6 +56,7 @@ class FakeJudge:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/messages", self._complete)
         self._runner = web.AppRunner(app, handler_cancellation=True)  # a caller that goes ends its request
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
@@ -74,7 +79,11 @@ class FakeJudge:
         told = self.answers.pop(0) if self.answers else None
         if isinstance(told, int):
             return web.json_response({"error": f"told to say {told}"}, status=told, headers=self._headers)
+        if told is CUT:
+            return await self._cut(request)
         body = await request.json()
+        if "response_format" in body and not self._takes_schema:
+            return web.json_response({"error": "response_format is unknown"}, status=400)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -83,14 +92,36 @@ class FakeJudge:
         finally:
             self.under_way -= 1
         self.asked.append(body)
+        if isinstance(told, dict):
+            return web.json_response(told)
         text = self._answer(body["messages"]) if told is None else told
         tokens = body.get("max_tokens", len(text))
+        if request.path.endswith("messages"):
+            return web.json_response(
+                {
+                    "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": text}],
+                    "stop_reason": "end_turn",
+                    "usage": {"input_tokens": 7, "output_tokens": 3},
+                }
+            )
         choice = {
             "index": 0,
             "finish_reason": "length" if len(text) > 4 * tokens else "stop",
             "message": {"role": "assistant", "content": text},
         }
-        return web.json_response({"object": "chat.completion", "model": body["model"], "choices": [choice]})
+        usage = {"prompt_tokens": 7, "completion_tokens": 3}
+        return web.json_response(
+            {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+        )
+
+    @staticmethod
+    async def _cut(request: web.Request) -> web.StreamResponse:
+        """A part of an answer, then nothing."""
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"choices": [{"message": {"content": "Sco')
+        request.transport.abort()
+        return response
 
     def _has_token(self) -> bool:
         if self._rate == float("inf"):

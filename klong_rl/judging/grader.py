@@ -22,6 +22,7 @@ from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.judging.clock import GradingClock
 from klong_rl.judging.endpoint import Endpoint
 from klong_rl.judging.lane import Urgency
+from klong_rl.judging.protocols import Usage
 from klong_rl.judging.record import Call, Command, Record, Records, signed, signing_key
 from klong_rl.judging.store import Store
 from klong_rl.judging.witness import Witness
@@ -42,10 +43,11 @@ class InvalidReply(InfrastructureFailure):
 
 
 class Graded(NamedTuple):
-    """`kept_snapshot` is to be kept for as long as the record is; "" if there is none."""
+    """`kept_snapshot` is to be kept for as long as the record is; "" if there is none. `usage` is what it cost."""
 
     verdict: Verdict
     kept_snapshot: str
+    usage: Usage = Usage()
 
 
 class EpisodeJudge:
@@ -59,6 +61,7 @@ class EpisodeJudge:
         self.calls: list[Call] = []
         self.kept: dict[str, str] = {}
         self.snapshot = ""
+        self.usage = Usage()
 
     @property
     def room_tokens(self) -> int:
@@ -78,6 +81,7 @@ class EpisodeJudge:
         for _ in range(1 + ASKED_AGAIN):
             with self._clock.asking():
                 answer = await self._endpoint.ask(said, self._group)
+            self.usage += answer.usage
             reply = await in_thread(self._store.put_text, answer.text)
             try:
                 if answer.is_cut:
@@ -154,7 +158,7 @@ class Grader:
             name = self._reward_config.get("_target_")
             raise TaskFailure(f"{name} gave {verdict.score} of {verdict.parts}; a score is in [0, 1], parts are finite")
         verdict = await in_thread(self._keep, episode, epoch, judge, verdict)
-        return Graded(verdict, judge.snapshot if config.keep_snapshots else "")
+        return Graded(verdict, judge.snapshot if config.keep_snapshots else "", judge.usage)
 
     def _keep(self, episode: FinishedEpisode, epoch: int, judge: EpisodeJudge, verdict: Verdict) -> Verdict:
         """The verdict with where its record is. Blocking."""

@@ -37,8 +37,7 @@ def leaf_messages(
 ) -> list[dict[str, str]]:
     """The chat messages for one leaf, at most `room_tokens` long; files in `order`, as many as fit.
 
-    `above` are the requirements of the leaf's ancestors, `paper` is what the task is about, if it is at hand. Nobody
-    can write the marker around a file into that file: it is a hash of what is shown.
+    `above` are the requirements of the leaf's ancestors, `paper` is what the task is about, if it is at hand.
     """
     values, last = _SHARE if leaf.category == SUBTREE else _WHOLE
     system = _RULES.format(values=values)
@@ -51,14 +50,19 @@ def leaf_messages(
     room = max(0, room_tokens * CHARS_A_TOKEN - len(system) - len(question) - NAMES_CHARS)
     context = cut(paper, int(room * PAPER_SHARE)) if paper else ""
     texts = fit(files, order, room - len(context))
-    marker = hashlib.sha256("\0".join([*texts, *texts.values()]).encode(errors="replace")).hexdigest()[:12]
-    shown = "\n".join(f"<{marker} file={path!r}>\n{text}\n</{marker}>" for path, text in texts.items())
+    shown = shown_files(texts)
     missing = _names([path for path in order if path not in texts])
     parts = [f"The paper:\n{context}"] if context else []
     parts += [f"The submission, {len(texts)} of {len(files)} files:\n{shown or '(no files)'}"]
     parts += [f"Not shown: {missing}"] if missing else []
     user = "\n\n".join([*parts, question])
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def shown_files(texts: Mapping[str, str]) -> str:
+    """Files between markers. Nobody can write the marker into a file: it is a hash of what is shown."""
+    marker = hashlib.sha256("\0".join([*texts, *texts.values()]).encode(errors="replace")).hexdigest()[:12]
+    return "\n".join(f"<{marker} file={path!r}>\n{text}\n</{marker}>" for path, text in texts.items())
 
 
 def fit(files: Mapping[str, str], order: Sequence[str], room_chars: int) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
     blobs/ab/SHA256     files that rewards read, tasks, rubrics, requests to the judge model and its raw replies:
                         compressed (zlib), named by the hash of the content
-    replies/ab/SHA256   by the hash of a request, model and all, the hash of its valid reply
+    replies/ab/SHA256   by the hash of a request, model and all, the hash of its valid reply, and of what the model
+                        thought before it where it told
 
 A request that was answered is never sent again, by whichever process of the run, and a verdict can be replayed.
 """
@@ -15,7 +16,7 @@ import os
 import secrets
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from klong_rl.failures import InfrastructureFailure
 
@@ -25,6 +26,13 @@ FAST = 1  # of zlib's levels: requests repeat a submission's files, and shrink t
 
 class Damaged(InfrastructureFailure):
     """What is kept isn't what was written."""
+
+
+class Kept(NamedTuple):
+    """A valid reply, and what the model thought before it, "" if it didn't tell."""
+
+    text: str
+    thinking: str = ""
 
 
 def digest(data: bytes) -> str:
@@ -72,14 +80,15 @@ class Store:
         """As `get`."""
         return self.get(name).decode(errors="surrogatepass")
 
-    def reply(self, request: str) -> str | None:
+    def reply(self, request: str) -> Kept | None:
         """The valid reply to the request of this hash, if there is one. Raises Damaged."""
         path = self._path("replies", request)
-        return self.text(path.read_text()) if path.exists() else None
+        return Kept(*map(self.text, path.read_text().split())) if path.exists() else None
 
-    def put_reply(self, request: str, text: str) -> None:
+    def put_reply(self, request: str, kept: Kept) -> None:
         """Give this reply to the request from here on."""
-        write_whole(self._path("replies", request), self.put_text(text).encode())
+        names = [self.put_text(kept.text)] + ([self.put_text(kept.thinking)] if kept.thinking else [])
+        write_whole(self._path("replies", request), " ".join(names).encode())
 
     def _path(self, kind: str, name: str) -> Path:
         return self.folder / kind / name[:2] / name

@@ -12,6 +12,7 @@ from klong_rl.failures import AgentFailure, InfrastructureFailure
 
 # Of other people's making, or made by programs: not the submission.
 LEFT_OUT = (".git", "node_modules", "__pycache__", ".venv", "venv", ".cache")
+PLACEHOLDER = ".keep"  # empty, of a folder that a task begins with
 LISTING_BYTES = 1 << 20  # of the list of files: some ten thousand of them
 LISTING_S = 30.0
 FIRST_FILES = ("readme.md", "reproduce.sh", "reproduce.log")  # in PaperBench they say what was done, and how it went
@@ -22,8 +23,10 @@ _EMPTY = frozenset(  # words that stand everywhere, and in a small submission ma
 _WORD = re.compile(r"[a-z]+|\d+")
 
 
-async def read_submission(sandbox: Any, most_files: int, file_bytes: int) -> dict[str, str]:
-    """Text by path, of at most `most_files` files below the working directory and so many bytes of each.
+async def read_submission(sandbox: Any, most_files: int, file_bytes: int, folder: str = ".") -> dict[str, str]:
+    """Text by path, of at most `most_files` files below `folder` and so many bytes of each; none if there is none.
+
+    `folder` is relative to the working directory, the paths to `folder`.
 
     Files near the top come first. What is no text has only its size told. Raises AgentFailure where the directory
     can't be listed, InfrastructureFailure.
@@ -36,11 +39,15 @@ async def read_submission(sandbox: Any, most_files: int, file_bytes: int) -> dic
     if listing.timed_out or listing.exit_code is None:
         raise AgentFailure(f"the files of {sandbox.episode} can't be listed within {LISTING_S:g} s")
     files: dict[str, str] = {}
-    for path in listed(listing.output)[:most_files]:
+    inside = "" if folder == "." else f"{folder}/"
+    for found in [path for path in listed(listing.output) if path.startswith(inside)][:most_files]:
         try:
-            data = await sandbox.read(path, limit=file_bytes)
+            data = await sandbox.read(found, limit=file_bytes)
         except FileNotFoundError:
             continue  # a name that is no UTF-8 is listed as another
+        path = found.removeprefix(inside)
+        if path == PLACEHOLDER and not data:
+            continue
         files[path] = f"(binary, {len(data)} bytes read)" if b"\0" in data else data.decode(errors="replace")
     return files
 

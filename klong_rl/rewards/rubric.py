@@ -34,7 +34,8 @@ async def rubric(
     most_files: int = 200,
     file_bytes: int = 65536,
 ) -> Verdict:
-    """The root's score. The task's secret holds the `rubric`, a tree or the path of its JSON, and perhaps the `paper`.
+    """The root's score. The task's secret holds the `rubric`, a tree or the path of its JSON, and perhaps the `paper`
+    and the `folder` that is the submission, relative to the working directory.
 
     `only_code` judges the leaves that ask for code alone (PaperBench Code-Dev); `max_depth` joins what is deeper into
     one question. Of the submission at most `most_files` files are read, and `file_bytes` of each. No files score 0.
@@ -42,8 +43,9 @@ async def rubric(
     tree = await in_thread(_rubric_of, episode, only_code, max_depth)
     await judge.keep("rubric", tree.to_json().encode())
     await sandbox.halt()  # nothing that the agent left running has a hand in what is read
-    files = await read_submission(sandbox, most_files, file_bytes)
-    scores = await _judged(judge, tree, files, str(episode.spec.task.secret.get("paper", ""))) if files else {}
+    secret = episode.spec.task.secret
+    files = await read_submission(sandbox, most_files, file_bytes, str(secret.get("folder", ".")))
+    scores = await _judged(judge, tree, files, str(secret.get("paper", ""))) if files else {}
     root = aggregate(tree, scores)[tree.nodes[0].id] if files else 0.0
     by_category: dict[str, list[float]] = {}
     for leaf in tree.leaves if files else ():

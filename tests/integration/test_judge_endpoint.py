@@ -16,8 +16,9 @@ from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.judging.endpoint import Endpoint, retry_after_s
 from klong_rl.judging.lane import Urgency
+from klong_rl.judging.protocols import Usage
 from klong_rl.judging.store import Damaged, Store, digest
-from tests.fake_judge import FakeJudge
+from tests.fake_judge import CUT, FakeJudge
 
 pytestmark = pytest.mark.integration
 
@@ -46,12 +47,43 @@ async def test_an_answer_comes_with_the_key_and_is_asked_for_once(tmp_path, monk
     async with FakeJudge() as fake, endpoint(tmp_path, fake.url, key_env="JUDGE_KEY") as judge:
         first = await judge.ask(question("a"), "g")
         await judge.keep(first)
-        assert await judge.ask(question("a"), "g") == first and len(fake.asked) == 1
+        again = await judge.ask(question("a"), "g")
+        assert (again.text, again.request) == (first.text, first.request) and len(fake.asked) == 1
+        assert (first.usage.requests, first.usage.prompt_tokens, again.usage) == (1, 7, Usage(kept=1))
         assert (await judge.ask(question("b"), "g")).request != first.request and len(fake.asked) == 2
         assert set(fake.keys) == {"Bearer secret"}
     async with FakeJudge() as fake, endpoint(tmp_path, fake.url, temperature=0.5) as judge:
         await judge.ask(question("a"), "g")
         assert len(fake.asked) == 1, "other settings are another question"
+
+
+async def test_samples_of_one_question_are_told_apart(tmp_path):
+    async with FakeJudge() as fake, endpoint(tmp_path, fake.url) as judge:
+        for sample in ("1", "2"):
+            await judge.keep(await judge.ask(question("a"), "g", sample=sample))
+        await judge.ask(question("a"), "g", sample="1")
+        assert len(fake.asked) == 2 and fake.asked[0] == fake.asked[1], "the endpoint is told nothing of it"
+
+
+async def test_what_a_model_thinks_is_kept_apart_in_either_protocol(tmp_path):
+    thinks = {"choices": [{"message": {"content": "4", "reasoning_content": "2 and 2"}, "finish_reason": "stop"}]}
+    async with FakeJudge(answers=[thinks]) as fake, endpoint(tmp_path / "o", fake.url) as judge:
+        first = await judge.ask(question("a"), "g")
+        await judge.keep(first)
+        again = await judge.ask(question("a"), "g")
+        assert (first.text, first.thinking) == (again.text, again.thinking) == ("4", "2 and 2")
+    settings = {"protocol": "anthropic", "usd_per_mtok_in": 1e6, "usd_per_mtok_out": 1e5}
+    async with FakeJudge(lambda _: "4") as fake, endpoint(tmp_path / "a", fake.url, **settings) as judge:
+        answer = await judge.ask([{"role": "system", "content": "s"}, *question("a")], "g")
+        assert (answer.text, answer.thinking) == ("4", "Hm.")
+        assert answer.usage.usd == pytest.approx(7 + 0.3)
+        assert fake.asked[0]["system"] == "s" and [m["role"] for m in fake.asked[0]["messages"]] == ["user"]
+
+
+async def test_a_stream_that_is_cut_is_tried_again(tmp_path):
+    async with FakeJudge(answers=[CUT, {"nonsense": 1}]) as fake, endpoint(tmp_path, fake.url) as judge:
+        assert "Score" in (await judge.ask(question("a"), "g")).text
+        assert len(fake.came) == 3
 
 
 async def test_what_was_not_kept_is_asked_again(tmp_path):
