@@ -27,10 +27,10 @@ from klong_rl.chat import ChatFormat
 from klong_rl.config import AgentConfig
 from klong_rl.failures import AgentFailure
 from klong_rl.observation import observation_text
+from klong_rl.scaffold import SUBMIT, reading, refusal
 from klong_rl.types import EpisodeSpec, Outcome, Turn
 from klong_rl.windows import ContextOverflow, ContextRule, context_start
 
-SUBMIT = "submit"
 CLOCK_TICK_S = 0.01  # active time may stand still (a publish), so the rest of it is waited for in steps no shorter
 
 
@@ -77,6 +77,7 @@ class _Attempt:
     ) -> None:
         self._agent = agent
         self._timeout_s, self._max_turns = spec.timeout_s, spec.max_turns
+        self._reading = reading(spec.task)
         self._prefix_P = prefix_P
         self._sandbox = sandbox
         self._journal = journal
@@ -93,7 +94,7 @@ class _Attempt:
 
     def _ended(self) -> Outcome | None:
         """The outcome that the turns so far amount to, if any."""
-        if self._turns and self._turns[-1].command == SUBMIT:
+        if self._turns and self._turns[-1].command == SUBMIT and not len(self._turns[-1].observation_O):
             return Outcome(kind="submitted")
         if self._turns and self._active_s >= self._timeout_s:
             return Outcome(kind="timeout", detail=f"in the command of turn {self._turns[-1].index}")
@@ -155,7 +156,7 @@ class _Attempt:
     async def _act(self, turn: Turn, clock: ActiveClock) -> Turn:
         """The turn with what its command printed."""
         if turn.command == SUBMIT:
-            return replace(turn, seconds=clock.seconds())
+            return self._submitted(replace(turn, seconds=clock.seconds()))
         left_s = self._timeout_s - self._active_s - clock.seconds()
         limit_s = max(0.1, min(self._agent.config.command_timeout_s, left_s))
         result = await self._sandbox.exec(turn.command, timeout_s=limit_s)
@@ -172,9 +173,16 @@ class _Attempt:
     def _interrupted(self, turn: Turn) -> Turn:
         """The turn of a command of which nobody knows how far it came; it is never run again."""
         if turn.command == SUBMIT:
-            return turn
+            return self._submitted(turn)
         text = observation_text("", None, interrupted=True)
         return replace(turn, observation_O=self._observation(turn, text), interrupted=True)
+
+    def _submitted(self, turn: Turn) -> Turn:
+        """The turn as it is if `submit` is taken, with an observation if it isn't yet."""
+        shown = (self._agent.chat.text(each.observation_O) for each in self._turns)
+        used = (self._active_s + turn.seconds) / self._timeout_s
+        why = refusal(self._agent.config.rules, self._reading, shown, used)
+        return replace(turn, observation_O=self._observation(turn, why)) if why else turn
 
     def _observation(self, turn: Turn, text: str) -> np.ndarray:
         return self._agent.chat.observation(text, turn.action_A, self._agent.config.observation_tokens)

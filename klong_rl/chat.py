@@ -70,6 +70,13 @@ class ChatFormat:
             body = [*body[: limit // 2], *self._plain(" ... "), *body[len(body) - (limit - limit // 2) :]]
         return np.array([*close, *self._markup(self._opening), *body, *self._markup(self._after)], np.int32)
 
+    def cut(self, text: str, limit: int) -> str:
+        """`text` as `observation` would cut it, for who reads text."""
+        body = self._plain(text)
+        if len(body) <= limit:
+            return text
+        return f"{self.text(body[: limit // 2])} ... {self.text(body[len(body) - (limit - limit // 2) :])}"
+
     def turns(self, texts: Iterable[tuple[str, str]], limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(action_A, observation_O) of each (what the agent wrote, what answered it), each answer cut to `limit`."""
         for wrote, answer in texts:

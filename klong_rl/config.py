@@ -40,6 +40,14 @@ class WindowConfig:
 
 
 @dataclass
+class RulesConfig:
+    """When `submit` is taken (klong_rl.scaffold). 0: always."""
+
+    submit_after: float = 0.0  # share of the episode's time that must be used
+    read_first: float = 0.0  # share of the lines of what the task asks to read that must have been shown
+
+
+@dataclass
 class AgentConfig:
     """The agent loop (actors.agent)."""
 
@@ -49,6 +57,7 @@ class AgentConfig:
     command_timeout_s: float = 5.0
     temperature: float = 1.0
     max_attempts: int = 3  # of one episode, infrastructure failures included
+    rules: RulesConfig = field(default_factory=RulesConfig)
 
 
 @dataclass

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from klong_rl.advantages import advantage_rule
 from klong_rl.buffer.url import parse as parse_url
-from klong_rl.config import BufferConfig, EndpointConfig, JudgeConfig, PromotionConfig, RunConfig, SandboxConfig
+from klong_rl.config import (
+    BufferConfig,
+    EndpointConfig,
+    JudgeConfig,
+    PromotionConfig,
+    RulesConfig,
+    RunConfig,
+    SandboxConfig,
+)
 from klong_rl.errors import UserError
 from klong_rl.groups import CUT_RULES
 from klong_rl.judging.protocols import PROTOCOLS
@@ -24,14 +32,22 @@ def check(config: RunConfig) -> None:
     check_name(config.name)
     if config.agent.temperature <= 0:
         raise UserError(f"agent.temperature={config.agent.temperature} must be above 0: what is sampled is trained")
+    check_rules(config.agent.rules)
     _check_counts(config)
     _check_buffer(config.buffer)
-    _check_judge(config.judge, config.reward)
+    check_judge(config.judge, config.reward)
     check_sandbox(config.sandbox)
     _check_stages(config)
     check_window(config)
     advantage_rule(config.learner)
     _check_devices(config)
+
+
+def check_rules(rules: RulesConfig) -> None:
+    """Of the scaffold."""
+    for name, share in (("submit_after", rules.submit_after), ("read_first", rules.read_first)):
+        if not 0 <= share <= 1:
+            raise UserError(f"agent.rules.{name}={share:g} is a share; use 0 to 1")
 
 
 def check_name(name: str) -> None:
@@ -82,7 +98,7 @@ def _check_buffer(buffer: BufferConfig) -> None:
             raise UserError(str(error)) from error
 
 
-def _check_judge(judge: JudgeConfig, reward: dict[str, Any]) -> None:
+def check_judge(judge: JudgeConfig, reward: dict[str, Any]) -> None:
     endpoint = judge.endpoint
     if RUBRIC in str(reward) and not (endpoint.url and endpoint.model):
         raise UserError(

@@ -39,6 +39,7 @@ MATTERS = (
     "agent.action_tokens",
     "agent.observation_tokens",
     "agent.temperature",
+    "agent.rules",
     "learner.objective",
     "learner.objective_options",
     "learner.advantage",

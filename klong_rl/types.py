@@ -93,7 +93,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One action and the observation that answers it.
 
     The context it was sampled in is `prefix + turns[context_start:index]`, each turn giving its action tokens and
-    then its observation tokens. The observation of the last turn of an episode is empty.
+    then its observation tokens. The observation of a turn that ended its episode is empty.
 
     `chain` is a digest of that context, as the engine was given it, of the action it answered with and of the chain of
     the turn before (klong_rl.chain): who holds the turns can tell that they are what was sampled.

@@ -1,9 +1,9 @@
 """A test double of a judge model: an OpenAI-compatible endpoint on this machine that answers as it is told.
 
 It keeps a rate as real ones do: a bucket of `requests_per_s` tokens that fills at that pace; what comes when it is
-empty gets 429 with Retry-After. `answers` are for the next requests: a status, a text, a whole JSON body, or CUT, a
-connection that breaks in the middle of the answer; after them `answer(messages)` is asked. Anthropic's messages are
-answered too.
+empty gets 429 with Retry-After. `answers` are for the next requests: a status (with a text), a text, a whole JSON body,
+or CUT, a connection that breaks in the middle of the answer; after them `answer(messages)` is asked. Anthropic's
+messages are answered too.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class FakeJudge:
         told = self.answers.pop(0) if self.answers else None
         if isinstance(told, int):
             return web.json_response({"error": f"told to say {told}"}, status=told, headers=self._headers)
+        if isinstance(told, tuple):
+            return web.json_response({"error": told[1]}, status=told[0])
         if told is CUT:
             return await self._cut(request)
         body = await request.json()

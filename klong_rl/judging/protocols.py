@@ -36,6 +36,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) - getattr(other, name) for name in self.__struct_fields__})
+
 
 class Reply(NamedTuple):
     """`refusal` is why the model wouldn't answer, "" if it did; `is_cut`: the answer was longer than it may be."""

@@ -2,16 +2,18 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from actors.agent import Agent
 from actors.journal import MemoryJournal
 from actors.scripted import ScriptedEngine
 from klong_rl import chain
 from klong_rl.buffer import EpisodeLimits
-from klong_rl.config import AgentConfig
+from klong_rl.config import AgentConfig, RulesConfig
 from klong_rl.types import EpisodeSpec, Limits, Task, Turn
 from klong_rl.windows import ContextRule, context_start, split
 from sandboxes.process import ProcessSandboxes
@@ -285,3 +287,20 @@ async def test_cancelling_an_episode_aborts_its_request(chat, sandbox):
         await run
     await asyncio.sleep(0)
     assert episode.engine.aborted == 1
+
+
+async def test_submit_is_refused_until_the_rules_of_the_scaffold_are_kept(chat, sandbox):
+    """And a turn that was refused before its holder died isn't taken for the end by the next one."""
+    config = replace(CONFIG, rules=RulesConfig(read_first=1.0), observation_tokens=60)
+    await sandbox.write("amber", b"digit 7 next cedar\n")
+    task = structs.replace(TASK, files={"amber": b"digit 7 next cedar\n"}, reading=("amber",))
+    wanted = structs.replace(spec(), task=task)
+    script = [f"submit{END}", f"cat amber{END}", f"submit{END}"]
+    episode = Episode(chat, script, sandbox, config=config)
+    assert (await episode.run(wanted)).kind == "submitted"
+    assert [turn.command for turn in episode.turns] == ["submit", "cat amber", "submit"]
+    assert "not submitted" in chat.text(episode.turns[0].observation_O) and not len(episode.turns[-1].observation_O)
+    again = Episode(chat, script[1:], sandbox, config=config)
+    intended = structs.replace(episode.turns[0], observation_O=np.zeros(0, np.int32))
+    assert (await again.run(wanted, intended=intended)).kind == "submitted"
+    assert len(again.turns) == 3 and len(again.turns[0].observation_O)
