@@ -17,6 +17,7 @@ test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron
 	@$(PYTEST) $(ARGS)
 
 test-slow: setup image-net  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
+	@.ci/system.sh docker-registry
 	@$(PYTEST) -m slow $(ARGS)
 
 chaos: setup  ## kill parts of real runs and audit every token; ARGS="--seed 1 --kills 16 --json OUT"

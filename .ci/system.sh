@@ -10,6 +10,9 @@ command -v dockerd >/dev/null || [ -n "${DOCKER_HOST:-}" ] || docker ps -q >/dev
 command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
 ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1' || /sbin/ldconfig -p 2>/dev/null | grep -q 'libnuma\.so\.1' \
     || missing+=(libnuma1)
+for program in "$@"; do  # system.sh PROGRAM...: more of them, each of the package of its name
+    command -v "$program" >/dev/null || missing+=("$program")
+done
 [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
 
 # From Debian 13 on the docker command is a package of its own.

@@ -38,6 +38,7 @@ DOCKERFILE = "dockerfile:"
 REPOSITORY = "klong-image"
 BUILD_S, PULL_S = 3600.0, 1800.0
 LOCK_EVERY_S = 0.5
+NO_SUCH_TAG = "manifest unknown"  # a registry's answer; a repository that it won't show may want a login instead
 LOG_CHARS = 2000  # of a failed build, its end
 # A build that fails with one of these fails for the host or its network, not for its Dockerfile.
 OURS = re.compile(
@@ -181,8 +182,8 @@ class Images:
     async def ready(self, image: str) -> str:
         """What Docker calls the image, once it is there. Those who ask at once share one build or pull.
 
-        Raises TaskFailure for a Dockerfile that is broken, InfrastructureFailure for other reasons. A caller that
-        gives up leaves the build to the next one who asks.
+        Raises TaskFailure for a Dockerfile that is broken or a tag that isn't there, InfrastructureFailure for other
+        reasons. A caller that gives up leaves the build to the next one who asks.
         """
         if image not in self._asked:
             self._asked[image] = asyncio.create_task(self._make(image))
@@ -208,6 +209,8 @@ class Images:
         try:
             return await self._daemon.call(f"pulling {image}", lambda api: pull(api, image), deadline_s=PULL_S)
         except (docker.errors.NotFound, Refused) as error:
+            if NO_SUCH_TAG in str(error):
+                raise TaskFailure(f"the registry of image {image!r} has no such tag: {error}") from error
             raise InfrastructureFailure(f"{missing_image(image, self._daemon.where)}. Pulling it: {error}") from error
 
 
