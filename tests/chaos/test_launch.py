@@ -137,3 +137,17 @@ def test_a_part_that_is_killed_is_replaced_and_the_run_finishes_whole(launch, tm
     assert says in run.output()
     assert_whole(run_dir)
     assert_nothing_is_left(run, run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "process, says", [("VLLM::EngineCore", "rollout-0 died"), ("ray::Rank", "a new learner goes on after step")]
+)
+def test_either_end_of_a_network_of_weights_is_replaced_and_linked_to_anew(launch, tmp_path, process, says):
+    run, run_dir = launch("engine.weight_transfer=network"), tmp_path / "runs" / "mini"
+    run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)
+    run.kill_process(process)
+    assert run.finish(WHOLE_RUN_S) == 0, run.output()[-3000:]
+    assert says in run.output()
+    assert_whole(run_dir)
+    assert_nothing_is_left(run, run_dir)
