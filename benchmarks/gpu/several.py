@@ -16,6 +16,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ from benchmarks.gpu.parts import host, in_child
 ENGINE_GPU, LEARNER_GPU = "0", "1"
 REQUESTS, ANSWER, PUBLISHES = 64, 256, 5
 DEADLINE_S = 60.0
+KILL_AFTER = 2  # steps of the job
 STEPS = 3  # of each layout, after one that warms up
 LAYOUTS: dict[str, dict[str, int]] = {
     "one GPU": {},
@@ -212,19 +214,21 @@ def job(overrides: list[str], seconds: float, kill: bool) -> dict[str, Any]:
 
     root = Path(tempfile.mkdtemp(prefix="klong-job-"))
     command = [sys.executable, "-m", "klong_rl.launch", f"root={root}", "name=job", "cluster=split", *overrides]
+    mark = f"KLONG_BENCHMARK={root.name}"
     busy: list[list[int]] = []
-    killed_at = back_at = 0
+    killed_at = 0
     with (root / "log").open("wb") as log:
-        run = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        env = os.environ | dict([mark.split("=")])
+        run = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         until = time.monotonic() + seconds
         while time.monotonic() < until and run.poll() is None:
             time.sleep(0.2)
             steps = len(read_metrics(root / "job"))
             if steps >= 1:
                 busy.append(_busy())
-            if kill and not killed_at and steps >= 3:
+            if kill and not killed_at and steps >= KILL_AFTER:
                 killed_at = steps
-                _kill_engine(run.pid)
+                _kill_engine(mark)
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGINT)
         try:
@@ -233,13 +237,13 @@ def job(overrides: list[str], seconds: float, kill: bool) -> dict[str, Any]:
             os.killpg(run.pid, signal.SIGKILL)
             code = run.wait()
     metrics = read_metrics(root / "job")
-    back_at = next((m.step for m in metrics if killed_at and m.step > killed_at + 1), 0)
+    back = re.search(r"rollout-0 died.*started again in (\d+) s", (root / "log").read_text(errors="replace"))
     return {
         "overrides": overrides,
         "exit_code": code,
         "steps": len(metrics),
         "killed_after_step": killed_at,
-        "first_step_after_it": back_at,
+        "engine_back_after_s": int(back[1]) if back else None,
         "reward": [round(m.reward_mean, 3) for m in metrics],
         "gap_mean": [m.logprob_gap_mean for m in metrics],
         "gap_max": [m.logprob_gap_max for m in metrics],
@@ -261,14 +265,15 @@ def _busy() -> list[int]:
     return [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
 
 
-def _kill_engine(launch: int) -> None:
-    """SIGKILL to the model's process of an engine of this launch."""
+def _kill_engine(mark: str) -> None:
+    """SIGKILL to the model's process of an engine of the launch that has `mark` in its environment."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            is_engine = (entry / "cmdline").read_bytes().startswith(b"VLLM::EngineCore")
+            is_ours = mark.encode() in (entry / "environ").read_bytes().split(b"\0")
         except OSError:
-            continue
-        if name.startswith("VLLM::EngineCore"):
+            continue  # it ended meanwhile
+        if is_engine and is_ours:
             os.kill(int(entry.name), signal.SIGKILL)
             return
 
