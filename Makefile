@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow nightly chaos lint setup system docker image image-net smollm2 bench-buffer bench-gpu test-gpu clean
+.PHONY: help run test test-slow nightly chaos lint setup system docker image image-net smollm2 bench-buffer bench-gpu bench-gpus test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +27,14 @@ nightly: setup  ## long searches: 2,000 histories of the buffer, 10,000 mutated 
 	@KLONG_BUFFER_EXAMPLES=2000 KLONG_WIRE_EXAMPLES=10000 $(PYTEST) tests/integration/test_buffer_properties.py \
 		tests/integration/test_buffer_wire.py --timeout 3600 $(ARGS)
 
-test-gpu:  ## learner and engine on one GPU (docs/gpu.md); PYTHON=python3 ARGS="-k learner"
-	@$(PYTHON) -m pytest -q -s tests/gpu $(ARGS)
+test-gpu:  ## learner and engine on one GPU or two (docs/gpu.md); PYTHON=python3 ARGS="-k learner"
+	@$(PYTHON) -m pytest -q -s -m "slow or not slow" tests/gpu $(ARGS)
 
 bench-gpu:  ## learner, rollout and publish beside bare loops on one GPU; ARGS="--json OUT"
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)
+
+bench-gpus:  ## publish from GPU to GPU, learners on two, the whole job of cluster=split; ARGS="--json OUT"
+	@$(PYTHON) -m benchmarks.gpu.several $(ARGS)
 
 lint: .venv/.installed  ## ruff, with the rules of pyproject.toml
 	@$(PYTHON) -m ruff check .

@@ -81,7 +81,8 @@ class _Server:
         """Into the older copy. A sender that is late with that one is waited for: it has a deadline of its own."""
         with self._idle:
             older = min(self._staged, key=lambda staged: staged.version)
-            self._idle.wait_for(lambda: not older.senders, 2 * self._deadline_s)
+            if not self._idle.wait_for(lambda: not older.senders, 2 * self._deadline_s):
+                raise link.LinkLost(f"version {older.version} is still being sent to {older.senders} engines")
             older.version = -1
         for name, tensor in tensors:
             if name not in older.tensors:
