@@ -140,6 +140,7 @@ def test_a_part_that_is_killed_is_replaced_and_the_run_finishes_whole(launch, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "process, says", [("VLLM::EngineCore", "rollout-0 died"), ("ray::Rank", "a new learner goes on after step")]
 )
@@ -147,7 +148,7 @@ def test_either_end_of_a_network_of_weights_is_replaced_and_linked_to_anew(launc
     run, run_dir = launch("engine.weight_transfer=network"), tmp_path / "runs" / "mini"
     run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)
     run.kill_process(process)
-    assert run.finish(WHOLE_RUN_S) == 0, run.output()[-3000:]
+    assert run.finish(3 * WHOLE_RUN_S) == 0, run.output()[-3000:]
     assert says in run.output()
     assert_whole(run_dir)
     assert_nothing_is_left(run, run_dir)
