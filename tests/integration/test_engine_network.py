@@ -20,6 +20,8 @@ DEADLINE_S = 20.0
 @pytest.mark.parametrize(("tied", "ranks"), [(False, 1), (True, 1), (False, 2)], ids=["untied", "tied", "two ranks"])
 async def test_an_engine_is_what_the_learner_sent_under_requests_in_flight(tmp_path, monkeypatch, tied, ranks):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    if ranks > 1:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else each rank wants a NUMA node
     build(tmp_path / "model", tied)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     config = EngineConfig(weight_transfer="network", transfer_timeout_s=DEADLINE_S, tensor_parallel=ranks)
