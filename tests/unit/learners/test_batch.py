@@ -42,17 +42,20 @@ def windows(draw):
     return made
 
 
-@given(windows(), st.integers(1, 4), st.integers(40, 200), st.sampled_from([1, 8]))
-def test_every_target_is_trained_exactly_once_within_the_budget(made, ranks, budget, pad_to):
+@given(windows(), st.integers(1, 4), st.integers(40, 200), st.sampled_from([(1, 1), (8, 1), (8, 4)]))
+def test_every_target_is_trained_exactly_once_within_the_budget(made, ranks, budget, pads):
+    pad_to, window_pad = pads
     by_id = {w.id: w for w in made}
-    shares = plan([WindowRef(w.id, len(w.tokens_T), 1, 0, 1, "g") for w in made], ranks, budget, pad_to)
+    refs = [WindowRef(w.id, len(w.tokens_T), 1, 0, 1, "g") for w in made]
+    shares = plan(refs, ranks, budget, pad_to, window_pad)
     assert len(shares) == ranks
     assert len({len(share) for share in shares}) == 1, "ranks differ in their number of micro-batches"
     trained = []
     for share in shares:
         for ids in share:
-            batch = collate([by_id[i] for i in ids], pad_to)
+            batch = collate([by_id[i] for i in ids], pad_to, window_pad)
             assert len(batch.tokens_R) <= budget and len(batch.tokens_R) % pad_to == 0
+            assert not (np.diff(batch.starts_W1) % window_pad).any()
             trained += batch.labels_N.tolist()
     wanted = [token for w in made for token in w.tokens_T[w.targets_T == 1].tolist()]
     assert sorted(trained) == sorted(wanted)
