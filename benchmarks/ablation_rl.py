@@ -14,11 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.ablation_rl_report import ARMS, write_report
-from benchmarks.arms import Arm, parser, results, run_missing
+from benchmarks.arms import Arm, chosen, parser, results, run_missing
 
 SEEDS = (0, 1, 2)
-GROUPS, GROUP_SIZE, HELD_OUT, LR = 2, 8, 64, 3e-4
-TOKENS = 8000  # of each third of a run
+GROUPS, GROUP_SIZE, HELD_OUT, LR = 2, 8, 48, 3e-4
+TOKENS = 6000  # of each third of a run
 MOST_STEPS = 40  # of each third
 SETTINGS = {
     "tasks": "relay, a third of them of 2, 4 and 6 clues each",
@@ -50,11 +50,11 @@ def arm(seed: int, name: str, limits: tuple[int, ...]) -> Arm:
 
 
 def main() -> None:
-    arguments = parser(__doc__, "runs/ablation-rl").parse_args()
+    arguments = parser(__doc__, "runs/ablation-rl", SEEDS).parse_args()
     if arguments.report:
         write_report(results(arguments.work, arms()), SETTINGS, DOCS)
     else:
-        run_missing(arguments.work, arms(), arguments.next)
+        run_missing(arguments.work, chosen(arms(), arguments.seed), arguments.next)
 
 
 if __name__ == "__main__":

@@ -48,12 +48,19 @@ class Arm:
     timed: bool = False  # an interrupted one begins anew, rather than where it was
 
 
-def parser(doc: str, work: str) -> argparse.ArgumentParser:
+def parser(doc: str, work: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--work", type=Path, default=Path(work), help="runs and results; what is there isn't done again")
+    made.add_argument(
+        "--seed", type=int, action="append", help=f"do those alone; without it {', '.join(map(str, seeds))}"
+    )
     made.add_argument("--next", action="store_true", help="do only the first arm that is missing")
     made.add_argument("--report", action="store_true", help="of the arms that are done")
     return made
+
+
+def chosen(arms: Sequence[Arm], seeds: Sequence[int] | None) -> list[Arm]:
+    return [arm for arm in arms if not seeds or arm.seed in seeds]
 
 
 def run_missing(work: Path, arms: Sequence[Arm], only_next: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.slow_tools --median-s 0.8 [--batches] [key=value ...]`: a launch whose tools take their time.
+"""`python -m benchmarks.slow_tools --median-s 1 [--batches] [key=value ...]`: a launch whose tools take their time.
 
 Every command of a training episode first sleeps, in its container. How long is log-normal, drawn from the episode's
 name and the number of the command alone, so that every run of a seed meets the same load; the longest, three sigmas

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.arms import Arm, parser, results, run_missing
+from benchmarks.arms import Arm, chosen, parser, results, run_missing
 from benchmarks.staleness_report import ARMS, write_report
 
 SEEDS = (0, 1, 2)
-STEPS, GROUPS, GROUP_SIZE, HELD_OUT, LR = 20, 2, 8, 64, 5e-4
+STEPS, GROUPS, GROUP_SIZE, HELD_OUT, LR = 18, 2, 8, 48, 5e-4
 DIFFICULTY, MAX_TURNS = 4, 9
 SHARED = (
     f"rollout.groups_per_step={GROUPS}",
@@ -47,11 +47,11 @@ def arms() -> list[Arm]:
 
 
 def main() -> None:
-    cli = parser(__doc__, "runs/staleness")
+    cli = parser(__doc__, "runs/staleness", SEEDS)
     cli.add_argument("--json", type=Path, help="write what the report says there, its figure beside it")
     arguments = cli.parse_args()
     if not arguments.report:
-        run_missing(arguments.work, arms(), arguments.next)
+        run_missing(arguments.work, chosen(arms(), arguments.seed), arguments.next)
     write_report(results(arguments.work, arms()), SETTINGS, arguments.json)
 
 
