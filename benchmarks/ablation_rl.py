@@ -17,7 +17,7 @@ from benchmarks.ablation_rl_report import ARMS, write_report
 from benchmarks.arms import Arm, chosen, parser, results, run_missing
 
 SEEDS = (0, 1, 2)
-GROUPS, GROUP_SIZE, HELD_OUT, LR = 2, 8, 48, 3e-4
+GROUPS, GROUP_SIZE, HELD_OUT, LR = 2, 8, 48, 1.2e-4
 TOKENS = 6000  # of each third of a run
 MOST_STEPS = 40  # of each third
 SETTINGS = {

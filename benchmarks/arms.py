@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -102,9 +103,11 @@ def run(work: Path, arm: Arm) -> None:
     with log.open("ab") as output:
         command = [sys.executable, "-m", *arm.head, *overrides, *arm.overrides]
         process = subprocess.Popen(command, stdout=output, stderr=output)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"{arm.name} was stopped"))
         try:
             ends = _watch(process, run_dir / METRICS_FILE, loads)
         finally:
+            process.terminate()  # where it has not ended by itself
             process.wait()
     if process.returncode != 0:
         sys.exit(f"{arm.name} ended with {process.returncode}: see {log}")

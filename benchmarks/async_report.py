@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -64,18 +65,19 @@ def compare(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_report(found: dict[str, dict[str, Any]], settings: dict[str, str], out: Path | None) -> None:
-    """Print the table; with `out`, write the JSON there and the figure beside it."""
+    """Print the table, as Markdown; with `out`, write the JSON there and the figure beside it."""
     if not found:
         return
     compared = compare(found)
-    Console(width=150).print(_table(compared))
+    Console(width=240).print(_table(compared))
     if out:
         out.write_text(json.dumps(about() | {"settings": settings} | compared, indent=1) + "\n")
         _figure(compared["sides"], out.with_suffix(".svg"))
 
 
 def _table(compared: dict[str, Any]) -> Table:
-    table = Table("", "tokens/hour", "ours is", "learner waits", "held out", "training reward", "staleness", "load")
+    heads = ("", "tokens/hour", "ours is", "learner waits", "held out", "training reward", "staleness", "load")
+    table = Table(*heads, box=MARKDOWN)
     for side, name in SIDES.items():
         if side not in compared["sides"]:
             continue

@@ -17,7 +17,7 @@ from benchmarks.staleness_report import ARMS, write_report
 
 SEEDS = (0, 1, 2)
 STEPS, GROUPS, GROUP_SIZE, HELD_OUT, LR = 18, 2, 8, 48, 5e-4
-DIFFICULTY, MAX_TURNS = 4, 9
+DIFFICULTY, MAX_TURNS = 6, 12
 SHARED = (
     f"rollout.groups_per_step={GROUPS}",
     f"rollout.group_size={GROUP_SIZE}",

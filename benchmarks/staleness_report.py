@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +46,7 @@ def measure(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(found: dict[str, dict[str, Any]], settings: dict[str, str], out: Path | None) -> None:
-    """Print the table; with `out`, write the JSON there and the figure beside it.
+    """Print the table, as Markdown; with `out`, write the JSON there and the figure beside it.
 
     Raises AssertionError where a trained window exceeds its arm's bound.
     """
@@ -58,14 +59,15 @@ def write_report(found: dict[str, dict[str, Any]], settings: dict[str, str], out
             assert worst <= ARMS[name][1], f"{name}, seed {seed}: a window of staleness {worst} was trained"
     if not arms:
         return
-    Console(width=150).print(_table(arms))
+    Console(width=240).print(_table(arms))
     if out:
         out.write_text(json.dumps(about() | {"settings": settings, "arms": arms}, indent=1) + "\n")
         _figure(arms, out.with_suffix(".svg"))
 
 
 def _table(arms: dict[str, dict[int, dict[str, Any]]]) -> Table:
-    table = Table("", "bound", "staleness, most", "mean", "too stale", "held out", "by seed", "training", "clipped")
+    heads = ("", "bound", "staleness, most", "mean", "too stale", "held out", "by seed", "training", "clipped")
+    table = Table(*heads, box=MARKDOWN)
     for name, (_, bound) in ARMS.items():
         seeds = list(arms.get(name, {}).values())
         if not seeds:
