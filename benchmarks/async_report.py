@@ -19,6 +19,7 @@ from klong_rl.monitor.charts import Chart, Series
 
 SIDES = {"synchronous": "synchronous", "ours": "ours", "one-step-off": "one step off"}
 BAR = 2.8  # times the synchronous side's trained tokens an hour
+RATES = ("tokens_per_hour", "episodes_per_hour")  # a policy's episodes grow longer, or shorter, as it learns
 SMOOTHED = 4  # steps of training reward
 GRID_S = 5  # of the figure
 
@@ -31,6 +32,7 @@ def measure(result: dict[str, Any]) -> dict[str, Any]:
     tokens, evals = sum(step["action_tokens"] for step in steps), result["summary"]["extras"]
     return {
         "tokens_per_hour": tokens / (ends[-1] - began) * 3600,
+        "episodes_per_hour": sum(step["episodes_finished"] for step in steps) / (ends[-1] - began) * 3600,
         "tokens": tokens,
         "seconds": ends[-1] - began,
         "learner_waits": sum(step["wait_s"] for step in steps) / (ends[-1] - began),
@@ -40,6 +42,7 @@ def measure(result: dict[str, Any]) -> dict[str, Any]:
         "staleness_max": max(step["staleness_max"] for step in result["ledger"]),
         "staleness_mean": mean(step["extras"]["staleness_mean"] for step in steps),
         "windows_stale": steps[-1]["extras"]["windows_stale"],
+        "episodes_dropped": steps[-1]["extras"]["episodes_dropped"],
         "load_before": result["load_before"],
         "load_mean": result["load_mean"],
         "rewards": [step["reward_mean"] for step in steps],
@@ -48,20 +51,22 @@ def measure(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """By side: each seed's measures, the medians of them; and what ours is of the others, by medians and by seed."""
+    """By side: each seed's measures; and what ours is of the others, by medians and by seed."""
     sides: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for name, result in found.items():
         sides[name.rpartition("-")[0]][result["seed"]] = measure(result)
-    rates = {side: {seed: one["tokens_per_hour"] for seed, one in seeds.items()} for side, seeds in sides.items()}
     ratios = {
-        side: {
-            "of_medians": median(rates["ours"].values()) / median(rates[side].values()),
-            "by_seed": {s: rates["ours"][s] / rates[side][s] for s in rates[side] if s in rates["ours"]},
-        }
-        for side in sides
-        if "ours" in sides
+        side: {rate: _ratio(sides["ours"], sides[side], rate) for rate in RATES} for side in sides if "ours" in sides
     }
     return {"bar": BAR, "ratios": ratios, "sides": sides}
+
+
+def _ratio(ours: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], rate: str) -> dict[str, Any]:
+    both = sorted(ours.keys() & rival.keys())
+    return {
+        "of_medians": median(one[rate] for one in ours.values()) / median(one[rate] for one in rival.values()),
+        "by_seed": {seed: ours[seed][rate] / rival[seed][rate] for seed in both},
+    }
 
 
 def write_report(found: dict[str, dict[str, Any]], settings: dict[str, str], out: Path | None) -> None:
@@ -76,17 +81,16 @@ def write_report(found: dict[str, dict[str, Any]], settings: dict[str, str], out
 
 
 def _table(compared: dict[str, Any]) -> Table:
-    heads = ("", "tokens/hour", "ours is", "learner waits", "held out", "training reward", "staleness", "load")
+    heads = ("", "tokens/hour", "ours is", "episodes/hour", "ours is", "learner waits", "held out", "training reward")
+    heads += ("staleness", "load")
     table = Table(*heads, box=MARKDOWN)
     for side, name in SIDES.items():
         if side not in compared["sides"]:
             continue
         seeds = list(compared["sides"][side].values())
-        ratio = compared["ratios"].get(side, {"of_medians": float("nan"), "by_seed": {}})
         table.add_row(
             name,
-            spread([one["tokens_per_hour"] for one in seeds], ",.0f"),
-            f"{ratio['of_medians']:.2f} × ({', '.join(f'{r:.2f}' for r in ratio['by_seed'].values())})",
+            *(cell for rate in RATES for cell in _cells(compared["ratios"].get(side, {}).get(rate), seeds, rate)),
             f"{median(one['learner_waits'] for one in seeds):.0%}",
             f"{mean(one['reward_before'] for one in seeds):.3f} → {mean(one['reward_after'] for one in seeds):.3f}",
             f"{mean(one['reward_training'] for one in seeds):.3f}",
@@ -94,6 +98,13 @@ def _table(compared: dict[str, Any]) -> Table:
             f"{mean(one['load_before'] for one in seeds):.0f}, {mean(one['load_mean'] for one in seeds):.0f}",
         )
     return table
+
+
+def _cells(ratio: dict[str, Any] | None, seeds: Sequence[dict[str, Any]], rate: str) -> tuple[str, str]:
+    own = spread([one[rate] for one in seeds], ",.0f")
+    if ratio is None:
+        return own, ""
+    return own, f"{ratio['of_medians']:.2f} × ({', '.join(f'{r:.2f}' for r in ratio['by_seed'].values())})"
 
 
 def spread(values: Sequence[float], form: str) -> str:

@@ -28,7 +28,7 @@ def test_tool_times_are_an_episode_s_own_and_have_a_heavy_tail():
 def result(seed: int, step_s: float) -> dict:
     steps = [
         {"action_tokens": 100, "wait_s": step_s - 1, "learner_s": 0.75, "publish_s": 0.25, "reward_mean": 0.5}
-        | {"extras": {"staleness_mean": 0.5, "windows_stale": 0}}
+        | {"episodes_finished": 8, "extras": {"staleness_mean": 0.5, "windows_stale": 0, "episodes_dropped": 0}}
         for _ in range(4)
     ]
     ends = {str(i + 1): 1000.0 + step_s * (i + 1) for i in range(4)}
@@ -44,8 +44,10 @@ def test_a_rate_counts_from_where_the_first_step_began_to_wait():
     compared = compare({"ours-0": result(0, 2.0), "synchronous-0": result(0, 6.0), "ours-1": result(1, 2.0)})
     assert compared["sides"]["ours"][0]["tokens_per_hour"] == pytest.approx(100 / 2.0 * 3600)
     assert compared["sides"]["synchronous"][0]["learner_waits"] == pytest.approx(5 / 6)
-    assert compared["ratios"]["synchronous"]["of_medians"] == pytest.approx(3.0)
-    assert compared["ratios"]["synchronous"]["by_seed"] == {0: pytest.approx(3.0)}
+    assert compared["sides"]["ours"][1]["episodes_per_hour"] == pytest.approx(8 / 2.0 * 3600)
+    for rate in ("tokens_per_hour", "episodes_per_hour"):
+        assert compared["ratios"]["synchronous"][rate]["of_medians"] == pytest.approx(3.0)
+        assert compared["ratios"]["synchronous"][rate]["by_seed"] == {0: pytest.approx(3.0)}
 
 
 def test_a_stage_ends_with_its_share_of_the_tokens(tmp_path):
