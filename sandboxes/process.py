@@ -143,13 +143,13 @@ class ProcessSandbox(ShellSandbox):
 
     async def _restart(self) -> tuple[PipeStream, bool]:
         await self._check_owner()
-        self._kill()
+        await self._kill()
         return await self._join(), False
 
     async def halt(self) -> None:
         async with self._lock:
             await self._check_owner()
-            self._kill()
+            await self._kill()
             await self._reopen(silent=False)
         await super().halt()
 
@@ -159,12 +159,12 @@ class ProcessSandbox(ShellSandbox):
         async with self._lock:
             await self._check_owner()
             stopped: set[int] = set()
-            while not stopped.issuperset(pids := self._signal(signal.SIGSTOP)):  # they may fork meanwhile
+            while not stopped.issuperset(pids := await self._signal(signal.SIGSTOP)):  # they may fork meanwhile
                 stopped.update(pids)
             try:
                 await asyncio.to_thread(self._copy, target)
             finally:
-                self._signal(signal.SIGCONT)
+                await self._signal(signal.SIGCONT)
         return str(target)
 
     def _copy(self, target: Path) -> None:
@@ -197,20 +197,24 @@ class ProcessSandbox(ShellSandbox):
 
     async def erase(self) -> None:
         """End every process and remove the directory, whoever is the owner; fine if there is none."""
-        self._kill()
-        if self.folder.exists():
+        if self.folder.exists():  # it outlives every process of the sandbox
+            await self._kill()
             await asyncio.to_thread(shutil.rmtree, self.folder)
 
-    def _kill(self) -> None:
+    async def _kill(self) -> None:
         """SIGKILL to every process with this sandbox's mark, until there is none; they may fork meanwhile."""
         (self.folder / "running").unlink(missing_ok=True)
         give_up = time.monotonic() + KILL_S
-        while pids := self._signal(signal.SIGKILL):
+        while pids := await self._signal(signal.SIGKILL):
             if time.monotonic() > give_up:
                 raise InfrastructureFailure(f"processes {pids} of {self.episode} don't die within {KILL_S:g} s")
 
-    def _signal(self, number: signal.Signals) -> list[int]:
+    async def _signal(self, number: signal.Signals) -> list[int]:
         """Signal every process with this sandbox's mark; which there were."""
+        # Reads a file of every process of the host: tens of milliseconds that an event loop must not lose.
+        return await asyncio.to_thread(self._signal_marked, number)
+
+    def _signal_marked(self, number: signal.Signals) -> list[int]:
         wanted = f"{MARK}={self.folder}".encode()
         pids = [pid for pid in _processes() if wanted in _environ(pid)]
         for pid in pids:
