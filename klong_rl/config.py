@@ -194,7 +194,7 @@ class LearnerConfig:
     dtype: str = "float32"
     gpu_memory: float = 0.9  # of a GPU's memory, at most
     token_budget: int = 4096  # tokens of one micro-batch, padding included
-    recompute: bool = False  # activations again in the backward pass: a third more compute, far less memory
+    recompute: float = 0.0  # share of the layers whose activations are computed again in the backward pass; 1: all
     num_threads: int = 1  # CPU threads of one rank
     num_cpus: float = 0.25  # of Ray's accounting, one rank
     num_gpus: float = 0.0

@@ -236,6 +236,8 @@ def _check_devices(config: RunConfig) -> None:
             f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1, or "
             "cluster=split"
         )
+    if not 0 <= config.learner.recompute <= 1:
+        raise UserError(f"learner.recompute={config.learner.recompute:g} is a share of the layers: use 0 to 1")
     for name, share in (("engine", config.engine.gpu_memory), ("learner", config.learner.gpu_memory)):
         if not 0 < share <= 1:
             raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")

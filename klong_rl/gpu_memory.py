@@ -6,8 +6,9 @@ anything loads.
     the rest                    the learner's CUDA context and what its libraries take outside of torch's allocator
 
 Formulas are for bf16 Transformer Engine layers with fused attention: what each layer keeps for its backward pass, in
-elements a token, is its two norms' inputs and outputs (4 h), q, k and v (h + 2 kv), the attention's output (h), and of
-the gated MLP both halves of the first product and the second one's input (3 ffn).
+elements a token, is its two norms' inputs and outputs (4 h), q, k and v (q + 2 kv), q and k before their norms where
+they have any (q + kv), the attention's output (q), and of the gated MLP both halves of the first product and the second
+one's input (3 ffn).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ CONTEXT_GIB = 1.5  # of one process: CUDA context, NCCL, cuBLAS and cuDNN
 ENGINE_WORK_GIB = 2.0  # of vLLM beside weights and cache: context, CUDA graphs, activations of a step
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 PUBLISHED_COPIES = 2  # learners.publish.KEPT
-LOGITS_AT_ONCE = 1 << 28  # learners.forward: logits of a chunk of tokens, and their gradient, in float32
+LOGITS_AT_ONCE = 5 << 28  # learners.gpu: of a chunk of tokens, which their gradient takes the place of
+QK_NORMS = ("qwen3", "qwen3_moe")  # model types whose queries and keys have norms of their own
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class ModelShape:
     parameters: int
     layers: int
     hidden: int
+    query_width: int  # heads x head size
     kv_width: int  # key-value heads x head size
+    qk_norm: bool
     ffn: int
     vocab: int
 
@@ -53,7 +57,9 @@ class ModelShape:
             parameters=sum(_parameters(path) for path in folder.glob("*.safetensors")),
             layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],
+            query_width=heads * head_size,
             kv_width=(config.get("num_key_value_heads") or heads) * head_size,
+            qk_norm=config.get("model_type") in QK_NORMS or bool(config.get("use_qk_norm")),
             ffn=ffn or config["intermediate_size"],
             vocab=config["vocab_size"],
         )
@@ -72,19 +78,24 @@ def learner_bytes(shape: ModelShape, learner: LearnerConfig, *, reference: bool 
     n = shape.parameters // (layout.tensor * layout.pipeline)
     # Float32 parameters are their own master weights.
     optimizer = (12 if size == 2 else 8) * n // (layout.data * layout.context)
-    per_layer = 6 * shape.hidden + 2 * shape.kv_width + 3 * shape.ffn
+    per_layer = 4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 3 * shape.ffn
+    if shape.qk_norm:
+        per_layer += shape.query_width + shape.kv_width
     # A pipeline stage has fewer layers, and as many more micro-batches under way.
     tokens = learner.token_budget // (layout.tensor * layout.context)
     vocab = shape.vocab // layout.tensor
-    # Recomputed: what enters each layer, and one layer at a time in full.
-    kept = shape.hidden * shape.layers + per_layer if learner.recompute else per_layer * shape.layers
+    # Of layers computed again: what enters each, and one of them at a time in full.
+    again = math.ceil(learner.recompute * shape.layers)
+    kept = per_layer * (shape.layers - again + bool(again)) + shape.hidden * again
+    logits, head = vocab * tokens, vocab * shape.hidden
     return {
         "weights": size * n * (2 if reference else 1),
         "gradients": 4 * n,
         "optimizer": optimizer,
         "published copies": PUBLISHED_COPIES * size * shape.parameters,
         "activations": size * kept * tokens,
-        "head": (8 + size) * min(LOGITS_AT_ONCE, vocab * tokens) + (4 + size) * vocab * shape.hidden,
+        # Logits, and the gradient of the head's weight: of several chunks summed in float32.
+        "head": size * min(LOGITS_AT_ONCE, logits) + (size if logits <= LOGITS_AT_ONCE else 4 + size) * head,
     }
 
 
@@ -104,7 +115,7 @@ def check(config: RunConfig, folder: Path, total: int) -> None:
     if engine.weight_transfer == "ipc":
         _check_together(config, total)
     shape = ModelShape.read(folder)
-    less_tokens = "lower learner.token_budget, set learner.recompute=true, or raise it"
+    less_tokens = "lower learner.token_budget, raise learner.recompute, or raise it"
     needs_reference = "reference" in build_objective(learner.objective, learner.objective_options).needs
     learner_needs = learner_bytes(shape, learner, reference=needs_reference)
     _check_share("learner", learner.gpu_memory, total, learner_needs, less_tokens)

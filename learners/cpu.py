@@ -48,6 +48,9 @@ TRANSFORMER_CONFIG = {
     "moe_shared_expert_overlap": False,
 }
 
+# Logits of a chunk, in elements: 1 GiB in float32, and a few copies of it.
+LOGITS_AT_ONCE = 1 << 28
+
 
 class CudaMeansCpu(TorchFunctionMode):
     """While it is active, torch functions that are asked for a `cuda` device use the CPU."""

@@ -18,13 +18,10 @@ import torch
 
 from klong_rl.objectives import TargetTokens
 from klong_rl.types import Window
-from learners import context
+from learners import context, cpu, gpu
 from learners.batch import MicroBatch, collate
 from learners.logprobs import label_logprobs
 from learners.model import Model
-
-# Logits at once, in elements: 1 GiB in float32. Each chunk adds a whole gradient of the head, so they should be few.
-LOGITS_AT_ONCE = 1 << 28
 
 
 class Batch:
@@ -128,11 +125,11 @@ def target_logprobs(
         # The hidden states' gradient comes whole from label_logprobs, so a rank only takes its part of it.
         hidden_R1H = gather_from_sequence_parallel_region(hidden_R1H, tensor_parallel_output_grad=False)
     found = label_logprobs(
-        hidden_R1H[batch.own_places_n, 0].to(weight_VH.dtype),
+        hidden_R1H[:, 0].index_select(0, batch.own_places_n).to(weight_VH.dtype),
         weight_VH,
         batch.own_labels_n,
         temperature,
-        chunk=max(1, LOGITS_AT_ONCE // len(weight_VH)),
+        chunk=max(1, (gpu if weight_VH.is_cuda else cpu).LOGITS_AT_ONCE // len(weight_VH)),
         group=parallel_state.get_tensor_model_parallel_group() if gpt.config.tensor_model_parallel_size > 1 else None,
         with_entropy=with_entropy,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ from learners import cpu, families, gpu
 from learners.job import LearnerJob
 
 SHARD_SIZE = "5GB"  # of a Hugging Face folder's files
-# Only what enters each layer is kept for the backward pass; the rest is computed again there.
-RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,20 @@ def _bridge(job: LearnerJob) -> Any:
         attention_dropout=0.0,
         hidden_dropout=0.0,
         **settings,
-        **(RECOMPUTE if job.learner.recompute else {}),
+        **_recompute(job.learner.recompute, hf_config.num_hidden_layers // job.layout.pipeline),
         **(cpu if on_cpu else gpu).TRANSFORMER_CONFIG,
     )
     if on_cpu:
         cpu.use_local_layers(bridge)
     return bridge
+
+
+def _recompute(share: float, layers: int) -> dict[str, Any]:
+    """Of the first `share` of a stage's layers only what enters them is kept for the backward pass."""
+    again = math.ceil(share * layers)
+    return (
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": again} if again else {}
+    )
 
 
 def _optimizer(settings: OptimizerConfig, chunks: list[torch.nn.Module], half: bool) -> Any:

@@ -18,7 +18,7 @@ from klong_rl.types import Window
 from learners.job import LearnerJob
 
 
-def learner_job(folder: Path | str = "", token_budget: int = 256, recompute: bool = False, **layout: int) -> LearnerJob:
+def learner_job(folder: Path | str = "", token_budget: int = 256, recompute: float = 0.0, **layout: int) -> LearnerJob:
     """Small micro-batches, and an eps for AdamW beside which rounding doesn't change a small gradient's direction."""
     learner = LearnerConfig(
         layout=LayoutConfig(**{"data": 1, **layout}),

@@ -9,11 +9,20 @@ from klong_rl.config import EngineConfig, LayoutConfig, LearnerConfig, RunConfig
 from klong_rl.errors import UserError
 from klong_rl.gpu_memory import GIB, ModelShape
 from klong_rl.models import nano
-from learners import forward, publish
+from learners import gpu, publish
 
 CARD = 80 * GIB
 # 1.5 billion parameters in the shape of Qwen2.5-1.5B.
-BIG = ModelShape(parameters=1_543_714_304, layers=28, hidden=1536, kv_width=256, ffn=8960, vocab=151_936)
+BIG = ModelShape(
+    parameters=1_543_714_304,
+    layers=28,
+    hidden=1536,
+    query_width=1536,
+    kv_width=256,
+    qk_norm=False,
+    ffn=8960,
+    vocab=151_936,
+)
 
 
 def one_gpu(**learner) -> RunConfig:
@@ -76,7 +85,14 @@ def test_an_engine_over_its_share_is_refused_with_its_parts(folder):
 def test_the_shape_is_read_off_the_folder(folder):
     embeddings, block = 2 * 512 * 256, 4 * 256 * 256 + 3 * 256 * 688 + 2 * 256
     assert ModelShape.read(folder) == ModelShape(
-        parameters=embeddings + 4 * block + 256, layers=4, hidden=256, kv_width=256, ffn=688, vocab=512
+        parameters=embeddings + 4 * block + 256,
+        layers=4,
+        hidden=256,
+        query_width=256,
+        kv_width=256,
+        qk_norm=False,
+        ffn=688,
+        vocab=512,
     )
 
 
@@ -103,12 +119,31 @@ def test_ranks_share_what_is_split_and_rank_0_alone_publishes():
 
 
 def test_what_is_added_up_is_what_the_learner_does():
-    assert gpu_memory.LOGITS_AT_ONCE == forward.LOGITS_AT_ONCE
+    assert gpu_memory.LOGITS_AT_ONCE == gpu.LOGITS_AT_ONCE
     assert gpu_memory.PUBLISHED_COPIES == publish.KEPT
 
 
 def test_recomputed_activations_are_what_enters_each_layer_and_one_layer_in_full():
     learner = LearnerConfig(dtype="bfloat16", layout=LayoutConfig(data=1), token_budget=32_768)
     kept = gpu_memory.learner_bytes(BIG, learner)["activations"]
-    recomputed = gpu_memory.learner_bytes(BIG, replace(learner, recompute=True))["activations"]
-    assert recomputed == kept // BIG.layers + 2 * BIG.hidden * BIG.layers * 32_768
+    recomputed = gpu_memory.learner_bytes(BIG, replace(learner, recompute=1.0))["activations"]
+    entering = 2 * BIG.hidden * BIG.layers * 32_768
+    assert recomputed == kept // BIG.layers + entering
+    half = gpu_memory.learner_bytes(BIG, replace(learner, recompute=0.5))["activations"]
+    assert half == kept // 2 + kept // BIG.layers + entering // 2
+
+
+def test_a_head_of_one_chunk_holds_its_logits_and_its_gradient_in_the_model_s_dtype():
+    learner = LearnerConfig(dtype="bfloat16", layout=LayoutConfig(data=1), token_budget=8192)
+    head = BIG.vocab * BIG.hidden
+    assert gpu_memory.learner_bytes(BIG, learner)["head"] == 2 * BIG.vocab * 8192 + 2 * head
+    longer = gpu_memory.learner_bytes(BIG, replace(learner, token_budget=32_768))["head"]
+    assert longer == 2 * gpu_memory.LOGITS_AT_ONCE + 6 * head
+
+
+def test_norms_of_queries_and_keys_keep_what_enters_them():
+    learner = LearnerConfig(dtype="bfloat16", layout=LayoutConfig(data=1), token_budget=1000)
+    plain, normed = (
+        gpu_memory.learner_bytes(replace(BIG, qk_norm=has), learner)["activations"] for has in (False, True)
+    )
+    assert normed - plain == 2 * 1000 * BIG.layers * (BIG.query_width + BIG.kv_width)
