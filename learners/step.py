@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from klong_rl.objectives import Objective
-from klong_rl.objectives.report import summarize
+from klong_rl.objectives.report import GAP_HISTOGRAM, histogram, summarize
 from learners.forward import Batch, run, target_logprobs
 from learners.model import Model
 
@@ -85,6 +85,7 @@ def _loss(
         "entropy_estimate": -logprobs_N.sum(),
         "gap_sum": gap_N.sum(),
         "gap_tokens": current_N.sum(),
+        GAP_HISTOGRAM: histogram(gap_N, current_N),
     }
     # A 0 is appended: a micro-batch may have no target.
     report = {"sums": sums, "maxima": {"logprob_gap_max": torch.nn.functional.pad(gap_N, (0, 1)).max()}}

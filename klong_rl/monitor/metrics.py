@@ -153,7 +153,7 @@ def _tag(name: str) -> str:
     """TensorBoard groups charts by what is before the slash."""
     if name in ("reward_mean", "solved_fraction"):
         return f"reward/{name}"
-    if name in ("logprob_gap_mean", "logprob_gap_max", "staleness_max"):
+    if name.startswith("logprob_gap") or name == "staleness_max":
         return f"agreement/{name}"
     if name.startswith(POLICY):
         return f"policy/{name}"

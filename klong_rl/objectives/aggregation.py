@@ -37,6 +37,15 @@ def window_means(values_N: torch.Tensor, tokens: TargetTokens) -> torch.Tensor:
     return sums_W / targets_W.clamp(min=1)
 
 
+def count(values_N: torch.Tensor, n_values: int, counted_N: torch.Tensor | None = None) -> torch.Tensor:
+    """How often each of 0 .. n_values - 1 comes, int64, among those that are `counted_N` (bool; None: all).
+
+    As bincount, without making the host wait for the device.
+    """
+    ones_N = torch.ones_like(values_N) if counted_N is None else counted_N.to(values_N.dtype)
+    return values_N.new_zeros(n_values).index_add_(0, values_N, ones_N)
+
+
 def _targets(tokens: TargetTokens) -> torch.Tensor:
     """Target tokens of each window, int64 [W]."""
-    return torch.bincount(tokens.window_N, minlength=len(tokens.advantages_W))
+    return count(tokens.window_N, len(tokens.advantages_W))

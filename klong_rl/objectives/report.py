@@ -15,12 +15,15 @@ import numpy as np
 import torch
 
 from klong_rl.objectives import TargetTokens
+from klong_rl.objectives.aggregation import count
 from klong_rl.objectives.ratio import LOG_RATIO_MAX, bounded, k3
 
 MIDDLE, GROWTH = 1e-6, 1.1
 SIDE_BINS = math.ceil(math.log(LOG_RATIO_MAX / MIDDLE, GROWTH))
 QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}
 HISTOGRAM = "log_ratio_histogram"
+GAP_HISTOGRAM = "logprob_gap_histogram"
+GAP_QUANTILES = {"logprob_gap_p50": 0.5, "logprob_gap_p90": 0.9, "logprob_gap_p99": 0.99}
 
 
 @torch.no_grad()
@@ -46,12 +49,15 @@ def measure(tokens: TargetTokens) -> dict[str, torch.Tensor]:
     return sums
 
 
-def histogram(log_ratio_N: torch.Tensor) -> torch.Tensor:
-    """Counts, int64 [2 SIDE_BINS + 1]; the middle one is of |x| <= MIDDLE. NaN, which the loss shows, counts there."""
+def histogram(log_ratio_N: torch.Tensor, counted_N: torch.Tensor | None = None) -> torch.Tensor:
+    """Counts, int64 [2 SIDE_BINS + 1], of all or of those that are `counted_N` (bool).
+
+    The middle one is of |x| <= MIDDLE. NaN, which the loss shows, counts there.
+    """
     log_ratio_N = log_ratio_N.nan_to_num(nan=0.0)
     steps_N = ((log_ratio_N.abs() / MIDDLE).clamp(min=1).log() / math.log(GROWTH)).ceil().clamp(max=SIDE_BINS)
     bins_N = (steps_N * log_ratio_N.sign()).long() + SIDE_BINS
-    return torch.bincount(bins_N, minlength=2 * SIDE_BINS + 1)
+    return count(bins_N, 2 * SIDE_BINS + 1, counted_N)
 
 
 def quantile(counts: np.ndarray, q: float) -> float:
@@ -65,10 +71,13 @@ def summarize(sums: Mapping[str, float | np.ndarray], n_tokens: float) -> dict[s
 
     The effective sample size, (sum r)^2 / sum r^2, is given as a fraction of the tokens: 1 when all ratios are equal.
     """
-    means = {name: value / max(n_tokens, 1.0) for name, value in sums.items() if name != HISTOGRAM}
+    means = {name: value / max(n_tokens, 1.0) for name, value in sums.items() if name not in (HISTOGRAM, GAP_HISTOGRAM)}
     if squares := means.pop("ratio_square_mean", 0.0):
         means["ess_fraction"] = means["ratio_mean"] ** 2 / squares
     counts = np.asarray(sums.get(HISTOGRAM, ()))
     if counts.any():
         means |= {name: math.exp(quantile(counts, q)) for name, q in QUANTILES.items()}
+    gaps = np.asarray(sums.get(GAP_HISTOGRAM, ()))
+    if gaps.any():
+        means |= {name: quantile(gaps, q) for name, q in GAP_QUANTILES.items()}
     return {name: float(value) for name, value in means.items()}

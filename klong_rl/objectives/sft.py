@@ -16,5 +16,6 @@ class Sft:
     needs = frozenset()
 
     def __call__(self, tokens: TargetTokens) -> ObjectiveResult:
-        n_targets = torch.tensor(len(tokens.logprobs_N), device=tokens.logprobs_N.device)
+        # A constant would be copied to the device, and the host would wait for all that runs there.
+        n_targets = torch.full((), len(tokens.logprobs_N), dtype=torch.int64, device=tokens.logprobs_N.device)
         return ObjectiveResult(-tokens.logprobs_N.sum(), n_targets, {})

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from klong_rl.objectives.report import HISTOGRAM, SIDE_BINS
+from klong_rl.objectives.report import GAP_HISTOGRAM, HISTOGRAM, SIDE_BINS, histogram
 from learners.step import merge
 
 
@@ -20,6 +21,15 @@ def test_means_are_over_the_tokens_of_all_ranks():
     assert metrics["logprob_gap_mean"] == pytest.approx(1 / 4)
     assert (metrics["action_tokens"], metrics["windows"], metrics["logprob_gap_tokens"]) == (40, 2, 4)
     assert (metrics["logprob_gap_max"], metrics["grad_norm"], metrics["forward_backward_s"]) == (0.5, 2.0, 2.0)
+
+
+def test_the_gap_s_quantiles_are_of_the_tokens_that_the_current_weights_sampled():
+    gap_N, current_N = torch.tensor([0.01] * 90 + [0.5] * 10 + [5.0] * 50), torch.tensor([True] * 100 + [False] * 50)
+    first = part(3.0, 150.0, 1.0, 100.0, 0.5, 10.0, 1.0)
+    first["sums"][GAP_HISTOGRAM] = histogram(gap_N, current_N).numpy()
+    metrics = merge([first])
+    assert metrics["logprob_gap_p50"] == pytest.approx(0.01, rel=0.06)
+    assert metrics["logprob_gap_p99"] == pytest.approx(0.5, rel=0.06)
 
 
 def test_ranks_without_logits_add_nothing_but_their_times():
