@@ -22,6 +22,7 @@ from actors.weight_transfer import check_whole, init_info, prepare
 from actors.weight_versions import weight_versions
 from klong_rl.config import EngineConfig
 from klong_rl.failures import InfrastructureFailure
+from klong_rl.phases import Phases
 from klong_rl.types import VersionRuns
 
 if TYPE_CHECKING:
@@ -126,8 +127,11 @@ class Engine:
         pairs = zip(scored.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
         return np.array([position[token].logprob for position, token in pairs], np.float32)
 
-    async def publish(self, weights: dict[str, Any], version: int) -> float:
-        """Replace the weights and go on; returns seconds paused. `weights` is what the learner's publish returned.
+    async def publish(self, weights: dict[str, Any], version: int) -> dict[str, float]:
+        """Replace the weights and go on. `weights` is what the learner's publish returned.
+
+        Returns seconds: paused_s in all, of which pause_s until the engine stood still, load_s for the weights,
+        forget_s for what the old ones computed, resume_s.
 
         Raises EngineFailure, as do requests in flight and all later calls if it fails, or passes PUBLISH_DEADLINE_S,
         once the old weights were touched. A file that is absent or cut short is refused before that.
@@ -139,9 +143,10 @@ class Engine:
             except ValueError as error:
                 raise EngineFailure(f"version {version} not published, the old weights stay: {error}") from error
             self._paused_since = began = time.monotonic()
+            phases = Phases()
             try:
                 async with asyncio.timeout(PUBLISH_DEADLINE_S):
-                    await self._replace_weights(weights, version)
+                    await self._replace_weights(weights, version, phases)
             except BaseException as error:
                 late = f"not done within {PUBLISH_DEADLINE_S:.0f} s"
                 why = late if isinstance(error, TimeoutError) else repr(error)
@@ -152,7 +157,7 @@ class Engine:
                 raise
             finally:
                 self._paused_s, self._paused_since = self.paused_s(), None
-            return time.monotonic() - began
+            return {"paused_s": time.monotonic() - began, **phases.seconds}
 
     def paused_s(self) -> float:
         """Seconds this engine has spent paused for new weights, the pause under way included."""
@@ -196,16 +201,20 @@ class Engine:
             raise EngineFailure(f"the engine gave {n_tokens} tokens, and told the weights' versions of {versions}")
         return answer, versions
 
-    async def _replace_weights(self, weights: dict[str, Any], version: int) -> None:
+    async def _replace_weights(self, weights: dict[str, Any], version: int, phases: Phases) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._llm.pause_generation(mode="keep", clear_cache=False)
+        phases.end("pause_s")
         await self._llm.start_weight_update()
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=weights))
         await self._llm.finish_weight_update()
+        phases.end("load_s")
         await self._versions.set(version)
         await self._llm.reset_prefix_cache(reset_running_requests=True)
+        phases.end("forget_s")
         await self._llm.resume_generation()
+        phases.end("resume_s")
 
     def _refuse_if_broken(self) -> None:
         if self._broken:

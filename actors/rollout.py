@@ -83,8 +83,8 @@ class RolloutActor:
         """Run episodes until `stop`."""
         await self._crew.run()
 
-    async def publish(self, weights: dict[str, Any], version: int) -> float:
-        """New weights, as the learner published them; seconds the engine was paused. Episodes under way go on."""
+    async def publish(self, weights: dict[str, Any], version: int) -> dict[str, float]:
+        """New weights, as the learner published them; seconds of each phase. Episodes under way go on."""
         return await self._engine.publish(weights, version)
 
     async def logprobs(self, tokens_T):

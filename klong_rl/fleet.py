@@ -20,6 +20,7 @@ from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
 from klong_rl.errors import in_short
 from klong_rl.gpus import reserve
+from klong_rl.phases import slowest
 
 START_DEADLINE_S = 600.0  # an engine compiles and loads within it, once Ray has made its process again
 PUBLISH_DEADLINE_S = 180.0
@@ -102,10 +103,14 @@ class Fleet:
             if keeper.done():
                 keeper.result()
 
-    async def publish(self, weights: Any, version: int) -> None:
-        """Give every engine what the learner published. One that can't take it is replaced, and takes it on its way."""
+    async def publish(self, weights: Any, version: int) -> dict[str, float]:
+        """Give every engine what the learner published; seconds of each phase, of the slowest engine.
+
+        One that can't take it is replaced, and takes it on its way.
+        """
         self._newest = (weights, version)
-        await asyncio.gather(*(self._take_newest(member) for member in self._at_work() if member.has_engine))
+        takes = (self._take_newest(member) for member in self._at_work() if member.has_engine)
+        return slowest(answer for answer in await asyncio.gather(*takes) if answer)
 
     async def logprobs(self, tokens_T: Any) -> list[Any]:
         """Log-prob of each token but the first, float32 [T-1], of every engine that is at work."""
@@ -189,9 +194,9 @@ class Fleet:
             self._end_process(member)
         return await self._buffer.abandon(member.owner, f"{member.name} died")
 
-    async def _take_newest(self, member: Member) -> None:
+    async def _take_newest(self, member: Member) -> dict[str, float] | None:
         weights, version = self._newest
-        await self._ask(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
+        return await self._ask(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
 
     async def _ask(self, member: Member, what: str, deadline_s: float, method: str, *args: Any) -> Any | None:
         """The answer of an actor at work; None from one that then isn't any more: whoever fails here is replaced."""

@@ -91,8 +91,9 @@ class RecordedFleet:
         if self._player is not None and self._player.done():
             self._player.result()
 
-    async def publish(self, path: str, version: int) -> None:
+    async def publish(self, path: str, version: int) -> dict[str, float]:
         self.version = version
+        return {}
 
     async def logprobs(self, tokens_T: Any) -> list[Any]:
         return []

@@ -118,7 +118,7 @@ class Training:
         learned = await self._learn(self.learner.train_step, step, version, refs)
         self.ledger.write(TrainedStep.of(step, version, staleness, refs))
         trained = time.monotonic()
-        await self._publish(step)
+        publishing = await self._publish(step)
         published = time.monotonic()
         gap = await measure_gap(self.buffer, self.fleet, self.learner, refs) + Gap.of_step(learned)
         counts = await self.buffer.counts()
@@ -146,6 +146,7 @@ class Training:
                 extras={
                     # Whatever else the learner reports, an objective's own numbers among it.
                     **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
+                    **{f"publish_{phase}": seconds for phase, seconds in publishing.items()},
                     "logprob_gap_tokens": gap.tokens,
                     "windows_stale": counts.windows.get("stale", 0),
                     "episodes_dropped": sum(counts.drops.values()),
@@ -183,13 +184,19 @@ class Training:
         if trained := self.ledger.trained([ref.group for ref in refs]):
             raise LeaseLost(f"Redis lost the lease of step {max(trained.values())}, and gave its groups to step {step}")
 
-    async def _publish(self, step: int) -> None:
-        """The learner's weights, which hold `step` updates, become the next policy version, in every engine."""
+    async def _publish(self, step: int) -> dict[str, float]:
+        """The learner's weights, which hold `step` updates, become the next policy version, in every engine.
+
+        Returns seconds: export_s of the learner, and those of the slowest engine (actors.engine.Engine.publish).
+        """
         floor = max([self.fleet.version, *self.state.lineage])  # whatever Redis may have lost
         version = await self.buffer.publish_version(floor=floor)
+        began = time.monotonic()
         weights = await self._learn(self.learner.publish, version)
-        await self.fleet.publish(weights, version)
+        exported = time.monotonic()
+        taken = await self.fleet.publish(weights, version)
         self.state.lineage[version] = step
+        return {"export_s": exported - began, **taken}
 
     async def publish_restored(self) -> None:
         """The weights of the checkpoint, published anew: what the engines have may be of weights that are gone.
