@@ -30,7 +30,7 @@ nightly: setup  ## long searches: 2,000 histories of the buffer, 10,000 mutated 
 test-gpu:  ## learner and engine on one GPU or two (docs/gpu.md); PYTHON=python3 ARGS="-k learner"
 	@$(PYTHON) -m pytest -q -s -m "slow or not slow" tests/gpu $(ARGS)
 
-bench-gpu:  ## learner, rollout and publish beside bare loops on one GPU; ARGS="--json OUT"
+bench-gpu:  ## learner, rollout and publish beside bare loops on one GPU; ARGS="--out FOLDER"
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 bench-gpus:  ## publish from GPU to GPU, learners on two, the whole job of cluster=split; ARGS="--json OUT"

@@ -115,7 +115,7 @@ def check(config: RunConfig, folder: Path, total: int) -> None:
     if engine.weight_transfer == "ipc":
         _check_together(config, total)
     shape = ModelShape.read(folder)
-    less_tokens = "lower learner.token_budget, raise learner.recompute, or raise it"
+    less_tokens = "lower learner.token_budget, raise learner.recompute, or raise learner.gpu_memory"
     needs_reference = "reference" in build_objective(learner.objective, learner.objective_options).needs
     learner_needs = learner_bytes(shape, learner, reference=needs_reference)
     _check_share("learner", learner.gpu_memory, total, learner_needs, less_tokens)

@@ -13,20 +13,16 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import signal
 import sys
 import time
 import traceback
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from benchmarks.gpu import models, parts, report
+from benchmarks.gpu import machine, models, parts, report
+from benchmarks.gpu.machine import in_child
 from benchmarks.gpu.turns import Turns
 
-PACKAGES = ("torch", "vllm", "megatron-core", "transformer-engine", "ray", "transformers")
 LOOK_S = 0.2
 
 
@@ -42,7 +38,7 @@ def main() -> None:
         left.unlink()
     began = time.monotonic()
     order = tuple(part for part in parts.ORDER if part in options.parts)
-    _in_child(_prepare, out, out / "models", options.commit)
+    in_child(_prepare, out, out / "models", options.commit)
     children = {name: _start(out, order, name) for name in order if name != "publish"}
     _watch(out, order, children, began)
     results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json") if path.stem != "gpu"}
@@ -55,7 +51,7 @@ def main() -> None:
 def _prepare(out: Path, folders: Path, commit: str) -> None:
     for name in models.SHAPES:
         models.build(name, folders)
-    (out / "host.json").write_text(json.dumps(_host() | {"commit": commit}))
+    (out / "host.json").write_text(json.dumps(machine.host() | {"commit": commit}))
 
 
 def _start(out: Path, order: tuple[str, ...], name: str) -> multiprocessing.Process:
@@ -101,25 +97,3 @@ def _watch(out: Path, order: tuple[str, ...], children: dict[str, multiprocessin
                 told.add(path.stem)
                 known = "" if (out / f"{path.stem}.json").exists() else ", without figures"
                 print(f"{time.monotonic() - began:4.0f} s: {path.stem} is over{known}", flush=True)
-
-
-def _in_child(call: Any, *arguments: Any) -> None:
-    """In a process that ends with its GPU memory."""
-    child = multiprocessing.get_context("spawn").Process(target=call, args=arguments)
-    child.start()
-    child.join()
-    if child.exitcode:
-        sys.exit(f"{call.__name__} failed: see above")
-
-
-def _host() -> dict[str, Any]:
-    import torch
-
-    return {
-        "gpu": torch.cuda.get_device_name(0),
-        "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        **{package: version(package) for package in PACKAGES},
-    }

@@ -28,7 +28,8 @@ UPDATES = 4  # without a publish: how stale a token may get
 CAP = 2.0  # of an importance weight, truncated
 
 
-def _share(rank: Any, windows: list[Window]) -> tuple[list[list[str]], dict[str, Window]]:
+def share_of(rank: Any, windows: list[Window]) -> tuple[list[list[str]], dict[str, Window]]:
+    """What a rank of one is given to train on, and the windows by id."""
     given = {window.id: window for window in windows}
     budget = rank._job.learner.token_budget
     return batch.plan([WindowRef.of(w) for w in windows], 1, budget, rank._job.pad_to)[0], given
@@ -36,7 +37,7 @@ def _share(rank: Any, windows: list[Window]) -> tuple[list[list[str]], dict[str,
 
 def learner_logprobs(rank: Any, windows: list[Window]) -> np.ndarray:
     """Of all targets, in the order of `windows`."""
-    answer = rank.logprobs(1.0, *_share(rank, windows))
+    answer = rank.logprobs(1.0, *share_of(rank, windows))
     return np.concatenate([answer[window.id][window.targets_T == 1] for window in windows])
 
 
@@ -83,7 +84,7 @@ async def agreement(engine: Engine, rank: Any, windows: list[Window]) -> dict[st
     """Engine and learner hold the same weights when this begins; the learner is `UPDATES` ahead when it ends."""
     theirs, ours = sampled_logprobs(windows), learner_logprobs(rank, windows)
     result = {"decode": gap(ours, theirs), "prefill": gap(ours, await scored_logprobs(engine, windows)), "stale": {}}
-    share, given = _share(rank, advantages(windows))
+    share, given = share_of(rank, advantages(windows))
     for update in range(1, UPDATES + 1):
         rank.train_step(update, update - 1, share, given)
         result["stale"][update] = gap(learner_logprobs(rank, windows), theirs)
@@ -92,7 +93,7 @@ async def agreement(engine: Engine, rank: Any, windows: list[Window]) -> dict[st
 
 async def publish(engine: Engine, rank: Any, windows: list[Window]) -> dict[str, Any]:
     """Seconds of each phase, under requests in flight, of which none may end early."""
-    share, given = _share(rank, windows)
+    share, given = share_of(rank, windows)
     prompts = [window.tokens_T[:64] for window in windows]
     seen: list[dict[str, float]] = []
     runs, stopped, changes = [], 0, []

@@ -28,6 +28,7 @@ from klong_rl.windows import ContextRule, split
 from sandboxes.base import ExecResult
 
 EPISODES, TURNS, ACTION, WINDOW = 64, 2, 256, 2048
+BATCHED = 8192
 ROUNDS = 3  # of each side, in turns, after one that warms up
 Requests = list[list[tuple[np.ndarray, int]]]  # [episode][turn]: context, tokens to sample
 
@@ -48,7 +49,11 @@ def engine_config(cache_gib: int) -> EngineConfig:
         enforce_eager=False,
         weight_transfer="ipc",
         gpu_memory=0.1,  # has to be free
-        extra={"attention_backend": "FLASH_ATTN", "kv_cache_memory_bytes": cache_gib << 30},
+        extra={
+            "attention_backend": "FLASH_ATTN",
+            "kv_cache_memory_bytes": cache_gib << 30,
+            "max_num_batched_tokens": BATCHED,  # AsyncLLM and LLM choose another number each
+        },
     )
 
 

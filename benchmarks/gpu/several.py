@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import models
-from benchmarks.gpu.parts import host, in_child
+from benchmarks.gpu.machine import host, in_child
 from benchmarks.gpu.whole_job import job
 
 ENGINE_GPU, LEARNER_GPU = "0", "1"
@@ -57,13 +57,13 @@ def _learner(pipe: Any, folder: Path) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = LEARNER_GPU
     import torch
 
-    from benchmarks.gpu.engine import _share
     from benchmarks.gpu.learner import make_windows, start_rank
+    from benchmarks.gpu.publishing import share_of
     from learners.link import LinkedWeights
 
     rank = start_rank(folder, 4096)
     rank._weights = LinkedWeights(DEADLINE_S)
-    share, given = _share(rank, make_windows(4, 1024, 512))
+    share, given = share_of(rank, make_windows(4, 1024, 512))
     while True:
         version = pipe.recv()
         rank.sft_step(share, given)
@@ -106,7 +106,7 @@ async def _publishes(pipe: Any, folder: Path, eager: bool) -> dict[str, Any]:
             await asyncio.sleep(0.5)
             pipe.send(version)
             weights, trained, staged = await asyncio.to_thread(pipe.recv)
-            paused = await engine.publish(weights, version)
+            paused = (await engine.publish(weights, version))["paused_s"]
             resumed = time.monotonic()
             samples = await asyncio.gather(*requests)
             rows.append((resumed - trained, staged - trained, paused, sum(len(s.versions) > 1 for s in samples)))

@@ -61,7 +61,7 @@ async def _publish_and_compare(engine, rank, windows):
     before = await engine.logprobs(windows[0].tokens_T)
     for _ in range(10):
         rank.sft_step(share(rank, windows), {window.id: window for window in windows})
-    paused = await engine.publish(rank.publish(2), 2)
+    paused = (await engine.publish(rank.publish(2), 2))["paused_s"]
     after = gap_of(await scored(engine, windows), logprobs(rank, windows), windows)
     print(f"after a publish of {paused:.3f} s: mean {after.mean():.4f}, max {after.max():.3f}")
     assert max(first.mean(), after.mean()) < MEAN and max(first.max(), after.max()) < MAX
@@ -79,7 +79,7 @@ async def _publish_in_flight(engine, rank, windows):
         began = time.monotonic()
         weights = rank.publish(version)
         written = time.monotonic()
-        paused.append((written - began, await engine.publish(weights, version)))
+        paused.append((written - began, (await engine.publish(weights, version))["paused_s"]))
     samples = [await request for request in requests]
     print("publishes in flight (export, pause):", [f"{a:.3f}, {b:.3f}" for a, b in paused])
     print("versions of the first request:", samples[0].versions)

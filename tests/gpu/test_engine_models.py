@@ -72,7 +72,8 @@ async def _scene(path, tmp_path, name, ranks):
                 parameter.add_(0.02 * torch.randn_like(parameter))
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
         tensors = {n: t.bfloat16() if t.ndim > 1 else t for n, t in model.state_dict().items() if n not in tied}
-        paused = await engine.publish(WeightFolder(tmp_path / "weights").publish(2, _by_expert(tensors).items()), 2)
+        published = WeightFolder(tmp_path / "weights").publish(2, _by_expert(tensors).items())
+        paused = (await engine.publish(published, 2))["paused_s"]
         after = await gap_to(engine, model)
         print(f"\n{name} on {ranks}: mean {first.mean():.4f}, then {after.mean():.4f}, a publish of {paused:.2f} s")
         assert max(first.mean(), after.mean()) < MEAN[name]
