@@ -118,7 +118,7 @@ class Distillation:
                 before = attempts.journal(spec).usage
                 try:
                     journal = await attempts.run(spec)
-                except EpisodeFailure as failure:  # ours or the task's: the others go on
+                except (EpisodeFailure, UserError) as failure:  # ours, the task's or the teacher's: the others go on
                     progress.done(spec.id, f"{spec.id}: failed: {' '.join(str(failure).split())}")
                     return
                 self._under_way.discard(spec.id)
@@ -195,9 +195,13 @@ class Distillation:
         return lambda text: chat.cut(text, limit)
 
     async def _park(self, attempts: Attempts, specs: list[EpisodeSpec]) -> None:
+        """Of attempts that haven't ended: what can't be parked stays as it is, and is adopted by the next run."""
         for spec in specs:
             if spec.id in self._under_way:
-                await attempts.park(spec)
+                try:
+                    await attempts.park(spec)
+                except EpisodeFailure as failure:
+                    print(f"{spec.id}: no snapshot: {failure}", flush=True)
 
 
 def _lines(rows) -> bytes:

@@ -24,6 +24,7 @@ from klong_rl.scaffold import SUBMIT, reading, refusal
 from klong_rl.types import EpisodeSpec
 from klong_rl.windows import ContextOverflow, ContextRule, context_start
 
+MOST_CHARS_A_TOKEN = 8  # on average over an observation, whatever the tokenizer
 MESSAGE_TOKENS = 8  # of what stands around a message
 SHRINK, SHRUNK_AT_MOST = 0.75, 6  # of the context, where the endpoint counts more tokens than we do
 OVERLAP = 0.5  # of the context, that stays when it is cut
@@ -156,8 +157,12 @@ def _tokens(text: str) -> int:
 
 
 def by_characters(limit_tokens: int) -> Callable[[str], str]:
-    """An observation's cut where no tokenizer is at hand: its beginning and its end, as `ChatFormat.observation`."""
-    most = limit_tokens * CHARS_A_TOKEN
+    """An observation's cut where no tokenizer is at hand: its beginning and its end, as `ChatFormat.observation`.
+
+    It leaves more than the policy will see, never less: the fine-tuning cuts it again, by tokens, to what the agent
+    loop would have shown of the whole.
+    """
+    most = limit_tokens * MOST_CHARS_A_TOKEN
 
     def cut(text: str) -> str:
         return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - (most - most // 2) :]}"

@@ -80,15 +80,14 @@ class Attempts:
         return Attempt(spec, self._config.agent, self._teacher, reply_tokens, self._cut, journal, sandbox)
 
     async def park(self, spec: EpisodeSpec) -> None:
-        """Keep a snapshot of an attempt under way, and remove its sandbox: at a clean stop."""
+        """Keep a snapshot of an attempt under way, if anything happened in it, and remove its sandbox."""
         journal = await in_thread(self.journal, spec)
-        if not journal.intended or journal.judged is not None:
-            return
         sandbox = await self._sandboxes.adopt(spec.id)
-        if sandbox is not None:
-            image = await sandbox.snapshot("parked")
-            await in_thread(journal.add, Parked(image=image))
-            await sandbox.close()
+        if sandbox is None:
+            return
+        if journal.intended:
+            await in_thread(journal.add, Parked(image=await sandbox.snapshot("parked")))
+        await sandbox.close()
 
     async def _sandbox(self, spec: EpisodeSpec, journal: Journal) -> Any:
         task = spec.task

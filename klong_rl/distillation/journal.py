@@ -111,6 +111,7 @@ class Journal:
         match event:
             case Intended():
                 self.intended.append(event)
+                self.parked = ""  # the snapshot is from before it
             case Turned():
                 self.turned.append(event)
             case Parked():

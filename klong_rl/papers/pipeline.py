@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from klong_rl.blocking import in_thread
+from klong_rl.errors import UserError
 from klong_rl.failures import EpisodeFailure
 from klong_rl.judging.protocols import Usage
 from klong_rl.papers import review
@@ -95,10 +96,10 @@ class Pipeline:
         try:
             return self._with_usage(await work())
         except Rejected as rejected:
+            shutil.rmtree(self._out / TASKS / name, ignore_errors=True)  # of an earlier state of the paper
             outcome = Outcome(name=name, state=REJECTED, reason=str(rejected))
-        except EpisodeFailure as failure:
+        except (EpisodeFailure, UserError, OSError) as failure:  # such as a file that can't be read, a spoilt decision
             outcome = Outcome(name=name, state=FAILED, reason=" ".join(str(failure).split()))
-        shutil.rmtree(self._out / TASKS / name, ignore_errors=True)  # of an earlier state of the paper
         return self._with_usage(outcome)
 
     def _with_usage(self, outcome: Outcome) -> Outcome:
@@ -166,7 +167,11 @@ class Pipeline:
         )
 
         async def attempt(spending: Spending) -> Any:
-            task = load_task(candidate, image=self._config.sandbox.image, instruction=INSTRUCTION, limits=Limits())
+            image = self._config.sandbox.image
+            try:
+                task = load_task(candidate, image=image, instruction=INSTRUCTION, limits=Limits())
+            except UserError as error:
+                raise Rejected(f"task: {error}") from error
             return await self._trial.run(task, code, spending)
 
         judge = self._config.judge.endpoint.model

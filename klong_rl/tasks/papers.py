@@ -41,8 +41,9 @@ submit when you are done."""
 class PaperTasks:
     """The tasks of `path`, all of difficulty 1, in an order that `seed` picks.
 
-    `held_out` names those for evaluation; without it, `held_out_share` of them are, by their names, but one at least if
-    there are two. `network`: hosts that a sandbox may reach; what a task's blacklist names stays out of reach.
+    `held_out_names` names those for evaluation; without it, `held_out_share` of them are, by their names, but one at
+    least if there are two. A share of 0 holds out none: evaluation is on what is trained, as in `make recipe`.
+    `network`: hosts that a sandbox may reach; what a task's blacklist names stays out of reach.
     """
 
     path: str
@@ -86,6 +87,8 @@ class PaperTasks:
         if unknown := set(self.held_out_names) - set(names):
             raise UserError(f"tasks.held_out_names={sorted(unknown)} are no tasks of {self.path}")
         by_hash = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
+        if self.held_out_share == 0 and not self.held_out_names:
+            return names, names
         n_kept = max(1, round(self.held_out_share * len(names)))
         kept = sorted(self.held_out_names or by_hash[:n_kept])
         train = [name for name in names if name not in kept]

@@ -87,6 +87,18 @@ async def test_who_went_away_in_the_middle_pays_for_nothing_twice(out):
         assert len(fake.asked) == 3
 
 
+async def test_an_attempt_that_failed_goes_on_from_a_snapshot_with_what_it_did(out):
+    """The endpoint refuses the second request: the run keeps a snapshot and leaves no sandbox; the next one goes on."""
+    commands = ["echo 7 > kept", "cat kept > copy; cat copy", "submit"]
+    async with FakeJudge(lambda said: commands[sum(each["role"] == "assistant" for each in said)]) as fake:
+        fake.answers = [commands[0], 404]
+        await distill(out, *teacher(fake), "min_score=0")
+        (journal,) = [Journal(path) for path in (out / "attempts").glob("*.jsonl")]
+        assert journal.parked and len(journal.turned) == 1
+        (row,) = await distill(out, *teacher(fake), "min_score=0")
+    assert row["messages"][5]["content"].strip() == "7", "the file that the first run wrote"
+
+
 async def test_a_teacher_that_never_answers_or_refuses_leaves_the_others_alone(out):
     async with FakeJudge() as fake:
         fake.opened.clear()
@@ -108,7 +120,7 @@ async def test_a_context_that_the_endpoint_finds_too_long_is_cut_by_the_context_
         return "seq 1 400" if len(shown) < 6 else "submit"
 
     small = (
-        "teacher.endpoint.context_tokens=1600",
+        "teacher.endpoint.context_tokens=3000",
         "teacher.endpoint.reply_tokens=100",
         "agent.observation_tokens=400",
     )

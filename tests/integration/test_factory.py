@@ -98,6 +98,17 @@ async def test_bad_files_are_a_line_each_and_hurt_nobody(papers):
     assert tasks(papers) == {"again"} and found["again"]["scores"] == {"empty": 0.0, "reference": None}
 
 
+async def test_a_task_that_can_not_be_loaded_and_a_file_that_can_not_be_read_hurt_nobody(papers, monkeypatch):
+    monkeypatch.setattr("klong_rl.tasks.papers.MOST_ASSET_BYTES", 1)
+    shutil.copytree(EXAMPLES / "decaying-mean", papers / "decaying-mean")
+    (papers / "good.md").write_text(markdown("A Good Paper", 1))
+    (papers / "gone.md").symlink_to(papers / "nowhere")
+    (papers / "loop").symlink_to(papers / "loop")
+    found = await make(papers)
+    assert "assets has" in found["decaying-mean"]["reason"] and tasks(papers) == {"good"}
+    assert found["gone"]["state"] in ("rejected", "failed")
+
+
 async def test_an_evaluation_folder_of_the_users_is_kept_out(papers, tmp_path):
     held = tmp_path / "held"
     held.mkdir()

@@ -51,6 +51,15 @@ def test_a_journal_knows_what_was_spent_and_can_begin_anew(tmp_path):
     assert not journal.intended and journal.judged is None and (tmp_path / "a.lost-0").exists()
 
 
+def test_a_snapshot_is_of_use_until_the_next_action(tmp_path):
+    journal = Journal(tmp_path / "a.jsonl")
+    for event in EVENTS[:3]:
+        journal.add(event)
+    assert Journal(tmp_path / "a.jsonl").parked == "sha256:x"
+    journal.add(EVENTS[3])
+    assert journal.parked == "" == Journal(tmp_path / "a.jsonl").parked
+
+
 def candidate(name: str, task: str, score: float, turns: int = 5) -> Candidate:
     return Candidate(id=name, task=task, score=score, turns=turns)
 
@@ -81,4 +90,4 @@ def test_an_answer_that_is_one_block_is_the_command_in_it():
 
 
 def test_an_observation_is_cut_in_the_middle():
-    assert by_characters(2)("x" * 6) == "x" * 6 and by_characters(2)("abcdefgh") == "abc ... fgh"
+    assert by_characters(1)("x" * 8) == "x" * 8 and by_characters(1)("abcdefghij") == "abcd ... ghij"

@@ -41,6 +41,8 @@ def test_no_task_is_for_training_and_for_evaluation(tmp_path):
     assert len(train) == 7 and len(held) == 3 and not train & held and len(family.all) == 10
     assert {PaperTasks(str(tmp_path), seed=5, held_out_share=0.3).held_out(1, i).id for i in range(9)} == held
     assert [family.train(1, i).id for i in range(7)] != sorted(family.train(1, i).id for i in range(7))
+    none = PaperTasks(str(tmp_path), held_out_share=0)
+    assert {none.train(1, i).id for i in range(10)} == {none.held_out(1, i).id for i in range(10)}
     named = PaperTasks(str(tmp_path), held_out_names=["b"])
     assert {named.held_out(1, i).id for i in range(3)} == {"papers/b"}
 
