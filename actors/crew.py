@@ -15,16 +15,23 @@ STOP_DEADLINE_S = 60.0
 
 
 class Crew:
-    """At most `size` jobs at a time. `run` returns after `stop`, with every job ended or cancelled."""
+    """At most `size` jobs at a time, until `allow` says otherwise. `run` returns after `stop`, with every job ended or
+    cancelled.
+    """
 
     def __init__(self, size: int, take: Callable[[], Awaitable[Any | None]], work: Callable[[Any], Awaitable[None]]):
         self._size = size
         self._take = take
         self._work = work
         self._jobs: set[asyncio.Task] = set()
+        self.ended = 0  # jobs, since the crew began
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
+
+    def allow(self, size: int) -> None:
+        """From here on so many jobs at a time; what is under way beyond that goes on."""
+        self._size = size
 
     @property
     def busy(self) -> int:
@@ -64,5 +71,6 @@ class Crew:
     def _collect(self) -> None:
         done = {task for task in self._jobs if task.done()}
         self._jobs -= done
+        self.ended += len(done)
         for task in done:
             task.result()

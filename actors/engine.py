@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.engine_load import EngineLoad
 from actors.weight_transfer import check_whole, init_info, prepare
 from actors.weight_versions import weight_versions
 from klong_rl.config import EngineConfig
@@ -54,8 +55,9 @@ class Sample:
 class Engine:
     """Start with `await Engine.start(...)`; the model runs in a process of vLLM's own."""
 
-    def __init__(self, llm: AsyncLLM, end_id: int) -> None:
+    def __init__(self, llm: AsyncLLM, end_id: int, load: EngineLoad) -> None:
         self._llm = llm
+        self.load = load
         self._end_id = end_id
         self._versions = weight_versions(llm)
         self._requests: set[str] = set()  # in flight
@@ -89,9 +91,10 @@ class Engine:
             disable_log_stats=True,
             **config.extra,
         )
-        llm = AsyncLLM.from_engine_args(args)
+        load = EngineLoad()
+        llm = AsyncLLM.from_engine_args(args, stat_loggers=[load.logger])
         await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info(config)))
-        engine = cls(llm, end_id)
+        engine = cls(llm, end_id, load)
         await engine._versions.set(version)
         return engine
 

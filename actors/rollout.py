@@ -34,6 +34,7 @@ from actors.warned import KeptWarnings
 from klong_rl.buffer import Buffer, Claim, Full, StaleEpoch
 from klong_rl.chat import ChatFormat
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
+from klong_rl.pacing import EngineLook, first_slots
 from klong_rl.seldom import Seldom
 from klong_rl.windows import ContextRule
 
@@ -56,7 +57,7 @@ class RolloutActor:
         self._warnings = KeptWarnings()
         self._full = Seldom()
         self._cleanup = AsyncExitStack()
-        self._crew = Crew(settings.config.actors.episodes, self._claim, self._attempt)
+        self._crew = Crew(settings.config.actors.min_episodes, self._claim, self._attempt)
 
     async def start(self, owner: str, life: int) -> None:
         """Bring up the engine and connect, as `owner`, in the `life`-th process of this actor (from 1).
@@ -73,6 +74,7 @@ class RolloutActor:
         seed = config.seed + SEEDS_APART * (self._index + config.actors.count * (life - 1))
         self._engine = await Engine.start(config.engine, str(self._settings.model), chat.end_id, 0, seed)
         self._cleanup.callback(self._engine.shutdown)
+        self._crew.allow(first_slots(config.actors.min_episodes, config.actors.episodes, self._engine.load.fits))
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
         self._cleanup.push_async_callback(self._sandboxes.close)
@@ -91,11 +93,25 @@ class RolloutActor:
         """The engine's log-probs of a token sequence, float32 [T-1]: for checks against the learner."""
         return await self._engine.logprobs(tokens_T)
 
+    async def allow(self, episodes: int) -> None:
+        """From here on run so many at once; those under way go on."""
+        self._crew.allow(episodes)
+
     async def status(self) -> dict[str, Any]:
-        """Episodes under way, tokens sampled so far, warnings since the last look."""
+        """Episodes under way, tokens sampled so far, the engine's load, warnings since the last look."""
+        load = self._engine.load
         return {
             "episodes": self._crew.busy,
             "sampled_tokens": self._engine.sampled_tokens,
+            "load": EngineLook(
+                actor=self._owner,
+                episodes=self._crew.busy,
+                ended=self._crew.ended,
+                fits=load.fits,
+                waiting=load.waiting,
+                kv_use=load.kv_use,
+                paused_s=self._engine.paused_s(),
+            ),
             "warnings": self._warnings.take(),
         }
 

@@ -79,10 +79,13 @@ class EngineConfig:
 
 @dataclass
 class ActorsConfig:
-    """Rollout actors: each holds an engine and runs up to `episodes` at once."""
+    """Rollout actors: each holds an engine, and runs as many episodes at once as klong_rl.pacing decides, within these
+    bounds.
+    """
 
     count: int = 1
-    episodes: int = 32
+    min_episodes: int = 1
+    episodes: int = 32  # at most
     num_cpus: float = 0.5  # of Ray's accounting
     num_gpus: float = 0.0
 
@@ -241,7 +244,7 @@ class RolloutConfig:
 
     groups_per_step: int = 4
     group_size: int = 8
-    max_staleness: int = 1  # versions
+    max_staleness: int = 1  # versions; bounds how far sampling runs ahead, too
     cut_episodes: str = "score"  # those that a limit of their stage cut: trained as they scored; or mask, or exclude
     step_timeout_s: float = 1800.0  # waiting for enough finished groups
     recorded: str = ""  # train on the episodes of this archive folder, RUN/archive, and sample none

@@ -66,7 +66,8 @@ def check_at_least(*bounds: tuple[str, int, int]) -> None:
 def _check_counts(config: RunConfig) -> None:
     check_at_least(
         ("actors.count", config.actors.count, 1),
-        ("actors.episodes", config.actors.episodes, 1),
+        ("actors.min_episodes", config.actors.min_episodes, 1),
+        ("actors.episodes", config.actors.episodes, config.actors.min_episodes),
         ("engine.tensor_parallel", config.engine.tensor_parallel, 1),
         ("judge.count", config.judge.count, 1),
         ("judge.episodes", config.judge.episodes, 1),

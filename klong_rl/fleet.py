@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,7 @@ class Fleet:
         ]
         self._members += [Member(f"judge-{i}", judges.remote(settings), has_engine=False) for i in range(judge.count)]
         self._keepers: list[asyncio.Task] = []
+        self._slots: dict[str, int] = {}  # as last told, by life
         self._newest: tuple[Any, int] = (None, 0)  # weights, as the learner published them, and their version
 
     @property
@@ -119,14 +120,26 @@ class Fleet:
         return [answer for answer in await asyncio.gather(*calls) if answer is not None]
 
     async def status(self) -> dict[str, Any]:
-        """Episodes under way, tokens sampled so far, and warnings since the last look, over all actors at work."""
+        """Over all actors at work: episodes under way, tokens sampled so far, warnings since the last look; and the
+        load of each engine (klong_rl.pacing.EngineLook).
+        """
         calls = (self._ask(member, "give its status", STATUS_DEADLINE_S, "status") for member in self._at_work())
         answers = [answer for answer in await asyncio.gather(*calls) if answer is not None]
         return {
             "episodes": sum(answer.get("episodes", 0) for answer in answers),
             "sampled_tokens": sum(answer.get("sampled_tokens", 0) for answer in answers),
+            "engines": [answer["load"] for answer in answers if "load" in answer],
             "warnings": [text for answer in answers for text in answer["warnings"]],
         }
+
+    async def allow(self, slots: Mapping[str, int]) -> None:
+        """How many episodes each life of an actor may run at once; who has heard so already isn't told again."""
+        told = {member.owner: member for member in self._at_work() if member.has_engine and member.owner in slots}
+        changed = [(member, slots[owner]) for owner, member in told.items() if self._slots.get(owner) != slots[owner]]
+        self._slots = dict(slots)
+        await asyncio.gather(
+            *(self._ask(member, f"run {n} episodes", STATUS_DEADLINE_S, "allow", n) for member, n in changed)
+        )
 
     async def stop(self) -> list[str]:
         """Let every actor clean up, then end it. What could not clean up in time is ended all the same, and told."""

@@ -39,9 +39,10 @@ from klong_rl.fleet import Fleet
 from klong_rl.groups import to_windows
 from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.lives import LearnerLives
-from klong_rl.monitor.metrics import SUMMARY_FILE
+from klong_rl.monitor.metrics import SUMMARY_FILE, write_pacing
 from klong_rl.monitor.progress import FleetStatus, Progress
 from klong_rl.objectives import build_objective
+from klong_rl.pacing import Pacing
 from klong_rl.recorded import RecordedFleet
 from klong_rl.results import RunLog, show_finished
 
@@ -148,6 +149,7 @@ class Launch:
             archiver = Archiver(buffer, self.run_dir / "archive")
             stack.push_async_callback(archiver.close)
             fleet = self._fleet(stack, ActorSettings(self.config, self.run_dir, str(model), address, sandboxes), buffer)
+            pacing = Pacing.of(self.config)
             lives = LearnerLives(
                 self.config,
                 self.run_dir,
@@ -157,12 +159,13 @@ class Launch:
                 self.family,
                 archiver,
                 log,
+                pacing,
                 self._new_learner(stack, model, address),
             )
             if state.curriculum.finished:
                 log.begin(state)
             else:
-                async with beside(self._show(fleet, buffer, log)):
+                async with beside(self._pace(fleet, buffer, log, pacing)):
                     await lives.run(self.stage)
             await archiver.finish()
             log.finish(await buffer.counts())
@@ -262,11 +265,14 @@ class Launch:
         stack.push_async_callback(stop)
         return fleet
 
-    async def _show(self, fleet: Fleet, buffer: Buffer, log: RunLog) -> None:
-        """Keep the display moving."""
+    async def _pace(self, fleet: Fleet, buffer: Buffer, log: RunLog, pacing: Pacing) -> None:
+        """Keep the display moving, and the actors at the number of episodes that their engines bear."""
         while True:
             began = time.monotonic()
-            log.fleet(await fleet.status(), await buffer.counts())
+            status, counts = await fleet.status(), await buffer.counts()
+            log.fleet(status, counts)
+            await fleet.allow(pacing.slots.decide(status["engines"], counts.states.get("sealed", 0), began))
+            write_pacing(self.run_dir, pacing.metrics())
             await asyncio.sleep(max(0.0, STATUS_EVERY_S - (time.monotonic() - began)))
 
 

@@ -23,6 +23,7 @@ from klong_rl.config import RunConfig
 from klong_rl.fleet import Fleet
 from klong_rl.ledger import Ledger
 from klong_rl.live_on import live_on
+from klong_rl.pacing import Pacing
 from klong_rl.results import RunLog
 from klong_rl.tasks.base import TaskFamily
 from klong_rl.training import Training
@@ -41,6 +42,7 @@ class LearnerLives:
         family: TaskFamily,
         archiver: Archiver,
         log: RunLog,
+        pacing: Pacing,
         new_learner: Callable[[], Any],
     ) -> None:
         self.config = config
@@ -51,6 +53,7 @@ class LearnerLives:
         self.family = family
         self.archiver = archiver
         self.log = log
+        self.pacing = pacing
         self._new_learner = new_learner
 
     async def run(self, stage: int | None) -> None:
@@ -92,6 +95,7 @@ class LearnerLives:
                 self.archiver,
                 ledger,
                 self.log,
+                self.pacing,
                 began,
             )
             await training.publish_restored()

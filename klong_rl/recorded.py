@@ -11,6 +11,7 @@ evaluation plays back the recorded scores.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ class RecordedFleet:
         return []
 
     async def status(self) -> dict[str, Any]:
-        return {"episodes": 0, "sampled_tokens": 0, "warnings": []}
+        return {"episodes": 0, "sampled_tokens": 0, "engines": [], "warnings": []}
+
+    async def allow(self, slots: Mapping[str, int]) -> None:
+        pass
 
     async def stop(self) -> list[str]:
         if self._player is not None:

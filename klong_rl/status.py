@@ -32,6 +32,7 @@ from klong_rl.errors import UserError
 from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.launch import run_id
 from klong_rl.monitor.look import Look, render
+from klong_rl.monitor.metrics import read_pacing
 from klong_rl.preflight import CONFIG_FILE
 
 REFRESH_S = 1.0
@@ -83,11 +84,11 @@ def find(run_dir: Path) -> Place:
     return Place(listening(folder) or "", folder)
 
 
-async def take_look(reader: Reader, run: str, source: str) -> Look:
+async def take_look(reader: Reader, run_dir: Path, source: str) -> Look:
     """Read all that `Look` holds, in a few round trips."""
     leases = {step: await reader.refs(*groups) for step, groups in (await reader.leases()).items()}
     return Look(
-        run=run,
+        run=run_dir.name,
         source=source,
         at=time.time(),
         counts=await reader.counts(),
@@ -99,6 +100,7 @@ async def take_look(reader: Reader, run: str, source: str) -> Look:
         ready=await reader.refs(*await reader.ready_groups()),
         leases=leases,
         memory=await reader.memory(),
+        pacing=read_pacing(run_dir),
     )
 
 
@@ -133,7 +135,7 @@ async def _show(run_dir: Path, watch: bool) -> int:
         if watch:
             await _watch(run_dir, console)
         async with opened(find(run_dir), run_id(run_dir)) as (reader, source):
-            console.print(render(await take_look(reader, run_dir.name, source)))
+            console.print(render(await take_look(reader, run_dir, source)))
     except asyncio.CancelledError:
         if not interrupts.came:
             raise
@@ -149,7 +151,7 @@ async def _watch(run_dir: Path, console: Console) -> None:
             async with opened(place, run_id(run_dir)) as (reader, source):
                 while find(run_dir) == place:
                     try:
-                        look = await take_look(reader, run_dir.name, source)
+                        look = await take_look(reader, run_dir, source)
                     except Unavailable:
                         if find(run_dir) == place:
                             raise

@@ -36,6 +36,7 @@ from klong_rl.fleet import Fleet
 from klong_rl.held_out import LOOK_S, HeldOut
 from klong_rl.ledger import Ledger, TrainedStep
 from klong_rl.monitor.metrics import StepMetrics
+from klong_rl.pacing import Pacing, StepPace
 from klong_rl.results import RunLog, episode_numbers, mean
 from klong_rl.schedule import stage_of
 from klong_rl.supply import Supply
@@ -63,6 +64,7 @@ class Training:
         archiver: Archiver,
         ledger: Ledger,
         log: RunLog,
+        pacing: Pacing,
         began: float,
     ) -> None:
         self.config = config
@@ -77,7 +79,8 @@ class Training:
         self.log = log
         self.curriculum = Curriculum(config.curriculum, state.curriculum)
         admission = Admission(buffer, log.warn)
-        self._supply = Supply(config.rollout, buffer, family, admission)
+        self._supply = Supply(config.rollout, buffer, family, admission, pacing.ahead)
+        self._pacing = pacing
         self._held_out = HeldOut(config, state, buffer, fleet, family, admission, log, self._update_checkpoint)
         self._began = began
         self._leased_at = 0.0
@@ -112,6 +115,7 @@ class Training:
         refs = await self._lease(step)
         leased = time.monotonic()
         results = {group: await self.buffer.results(group) for group in dict.fromkeys(ref.group for ref in refs)}
+        group_s = self._supply.leased(results)
         of_stage = [result for group in results if stage_of(group) == number for result in results[group]]
         self.log.phase("training", number)
         staleness = max(self.state.staleness(version) for ref in refs for version in ref.versions)
@@ -123,6 +127,7 @@ class Training:
         gap = await measure_gap(self.buffer, self.fleet, self.learner, refs) + Gap.of_step(learned)
         counts = await self.buffer.counts()
         self._count(step, of_stage)
+        self._pacing.ahead.observe(StepPace(busy_s=published - leased, waited_s=leased - began, group_s=group_s))
         self.log.step(
             StepMetrics(
                 step=step,
@@ -151,6 +156,7 @@ class Training:
                     "windows_stale": counts.windows.get("stale", 0),
                     "episodes_dropped": sum(counts.drops.values()),
                     **self.curriculum.metrics(),
+                    **self._pacing.metrics(),
                 },
             )
         )

@@ -106,9 +106,8 @@ class Reader:
             )
             for episode, (state, since, *texts) in zip(some, rows, strict=True):
                 if state is not None:  # else forgotten between the two reads
-                    since_s = int(since) / 1e3 if since else None
                     words = ((text or b"").decode() for text in texts)
-                    found.append(InProgress(episode, state.decode(), since_s, *words))
+                    found.append(InProgress(episode, state.decode(), _seconds(since), *words))
         return found
 
     async def running(self, owner: str = "") -> list[tuple[str, int]]:
@@ -179,11 +178,11 @@ class Reader:
         keys = [(self._key("episode", i.decode()), self._key("sizes", i.decode())) for i in ids]
         commands: list[tuple] = []
         for episode, sizes in keys:
-            commands += [("HMGET", episode, "outcome", "verdict"), ("LLEN", sizes)]
+            commands += [("HMGET", episode, "outcome", "verdict", "since"), ("LLEN", sizes)]
         found = await self._redis.read("results", *commands)
         return [
-            Result(_if_any(outcome, Outcome, key), _if_any(verdict, Verdict, key), n_segments)
-            for (key, _), (outcome, verdict), n_segments in zip(keys, found[::2], found[1::2], strict=True)
+            Result(_if_any(outcome, Outcome, key), _if_any(verdict, Verdict, key), n_segments, _seconds(since))
+            for (key, _), (outcome, verdict, since), n_segments in zip(keys, found[::2], found[1::2], strict=True)
         ]
 
     async def scores(self, group_prefix: str = "") -> dict[str, float]:
@@ -255,6 +254,11 @@ class Reader:
         (found,) = await self._redis.read("consumed", ("ZRANGE", self._key("consumed"), 0, limit - 1))
         return [group.decode() for group in found]
 
+    async def n_queued(self) -> int:
+        """How many episodes wait to be claimed."""
+        (n,) = await self._redis.read("n_queued", ("ZCARD", self._key("queued")))
+        return n
+
     async def n_consumed(self) -> int:
         """How many groups are done with and not archived."""
         (n,) = await self._redis.read("n_consumed", ("ZCARD", self._key("consumed")))
@@ -279,6 +283,10 @@ class Reader:
         """Bytes that the Redis of the run uses, and its limit (0: none): what back-pressure looks at."""
         (memory,) = await self._redis.read("memory", ("INFO", "memory"))
         return memory["used_memory"], memory["maxmemory"]
+
+
+def _seconds(since: bytes | None) -> float | None:
+    return int(since) / 1e3 if since else None
 
 
 def _whole(data: bytes | None, kind: type[T], key: str) -> T:

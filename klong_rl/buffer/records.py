@@ -135,6 +135,7 @@ class Result(NamedTuple):
     outcome: Outcome | None
     verdict: Verdict | None
     n_segments: int
+    ended: float | None  # when it came into its last state, Unix seconds by the clock of Redis
 
 
 class GroupProgress(NamedTuple):

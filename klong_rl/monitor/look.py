@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -39,6 +39,7 @@ class Look:
     ready: Sequence[WindowRef]
     leases: Mapping[int, Sequence[WindowRef]]  # by step
     memory: tuple[int, int]  # bytes used, and the limit (0: none)
+    pacing: Mapping[str, float] = field(default_factory=dict)  # klong_rl.pacing's metrics; as last told, if it is down
 
 
 def render(look: Look) -> RenderableType:
@@ -71,8 +72,18 @@ def _head(look: Look) -> RenderableType:
     facts.add_row("policy version", str(look.policy_version) if look.policy_version else "none yet")
     facts.add_row("committed step", str(look.committed_step) if look.committed_step >= 0 else "none yet")
     facts.add_row("groups", f"{look.n_complete} wait to be closed, {look.n_consumed} wait to be archived")
+    if look.pacing:
+        facts.add_row("pacing", _pacing(look.pacing))
     facts.add_row("memory", memory(*look.memory))
     return Panel(facts, title=Text(look.run), title_align="left", border_style="cyan", padding=(0, 1))
+
+
+def _pacing(numbers: Mapping[str, float]) -> str:
+    return (
+        f"{numbers['pacing_episodes']:.0f} of {numbers['pacing_slots']:.0f} slots in use, "
+        f"{numbers['pacing_groups_ahead']:.0f} of {numbers['pacing_groups_wanted']:.0f} groups ahead; engines: "
+        f"{numbers['pacing_waiting']:.0f} requests wait, fullest KV cache {numbers['pacing_kv_use']:.0%}"
+    )
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:

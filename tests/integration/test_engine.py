@@ -244,3 +244,15 @@ async def test_an_update_that_fails_midway_ends_every_request_and_refuses_all_ot
     ):
         with pytest.raises(EngineFailure, match="version 999 failed midway"):
             await call
+
+
+async def test_an_engine_tells_what_it_can_hold_and_what_waits(policy):
+    load, contexts = policy.engine.load, [context(seed) for seed in range(80)]
+    assert load.fits == EngineConfig().max_num_seqs == 64, "the cache holds more contexts than are sampled at once"
+    under_way = asyncio.gather(*(policy.engine.sample(each, LONG, 1.0) for each in contexts))
+    async with asyncio.timeout(SOON_S):
+        while load.waiting == 0:
+            await asyncio.sleep(0.01)
+    assert load.waiting <= 80 - 64 and 0 < load.kv_use < 0.5
+    await under_way
+    assert load.waiting == 0

@@ -12,6 +12,7 @@ from klong_rl import fleet as fleets
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.config import RunConfig
 from klong_rl.fleet import ActorFailure, Fleet
+from klong_rl.pacing import EngineLook
 from klong_rl.types import EpisodeSpec, Task
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -26,6 +27,7 @@ class Rollout:
     def __init__(self, settings, index):
         self._address, self._wrong = settings
         self._weights = []
+        self._told = []
 
     async def start(self, owner, life):
         if self._wrong == "start" or (self._wrong == "first start" and life == 1):
@@ -49,8 +51,13 @@ class Rollout:
     async def logprobs(self, tokens):
         return self._weights[-1]
 
+    async def allow(self, episodes):
+        self._told.append(episodes)
+
     async def status(self):
-        return {"episodes": 1, "sampled_tokens": 10, "warnings": [f"{self._owner} {os.getpid()}"]}
+        load = EngineLook(actor=self._owner, episodes=1, ended=0, fits=8, waiting=0, kv_use=0.5, paused_s=0.0)
+        told = f"{self._owner} {os.getpid()} {self._told}"
+        return {"episodes": 1, "sampled_tokens": 10, "load": load, "warnings": [told]}
 
     async def stop(self):
         pass
@@ -86,7 +93,7 @@ class Scene:
 
     async def pids(self) -> dict[str, int]:
         """Process of each life that is at work."""
-        lives = (text.split() for text in (await self.fleet.status())["warnings"])
+        lives = (text.split()[:2] for text in (await self.fleet.status())["warnings"])
         return {owner: int(pid) for owner, pid in lives}
 
     async def until_at_work(self, owner: str) -> None:
@@ -186,6 +193,20 @@ async def test_one_that_never_starts_ends_the_run_with_its_error(scene):
     with pytest.raises(ActorFailure):
         scene.fleet.check()
     assert len(scene.told) == 4 and all("tried again" in text for text in scene.told)
+
+
+async def test_an_actor_is_told_of_its_slots_when_they_change_and_its_next_life_again(scene):
+    await scene.fleet.start()
+    for slots in (8, 8, 6):
+        await scene.fleet.allow({"rollout-0.1": slots})
+    status = await scene.fleet.status()
+    assert [load.actor for load in status["engines"]] == ["rollout-0.1"]
+    assert status["warnings"][0].endswith("[8, 6]")
+    os.kill((await scene.pids())["rollout-0.1"], signal.SIGKILL)
+    await scene.until_at_work("rollout-0.2")
+    await scene.fleet.allow({"rollout-0.2": 6})
+    await scene.fleet.allow({"rollout-0.1": 9})  # decided before it died
+    assert (await scene.fleet.status())["warnings"][0].endswith("[6]")
 
 
 async def test_what_an_earlier_launch_ran_is_given_back_before_anything_is_claimed(scene):

@@ -10,6 +10,7 @@ from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import BufferConfig, RunConfig
 from klong_rl.errors import LeaseLost
 from klong_rl.ledger import Ledger, TrainedStep, read_ledger
+from klong_rl.pacing import Pacing
 from klong_rl.training import Training
 
 REFS = [WindowRef("a/0", 40, 12, (1,), 1, "a"), WindowRef("b/0", 20, 5, (1,), 1, "b")]
@@ -46,7 +47,9 @@ def made(tmp_path, fsync: str) -> Training:
     quiet, config = Quiet(), RunConfig(buffer=BufferConfig(fsync=fsync))
     state = RunState(step=1, lineage={1: 0, 2: 1})
     checkpoints, ledger = Checkpoints(tmp_path, keep=2), Ledger(tmp_path)
-    return Training(config, state, quiet, None, quiet, None, checkpoints, quiet, ledger, quiet, time.monotonic())
+    return Training(
+        config, state, quiet, None, quiet, None, checkpoints, quiet, ledger, quiet, Pacing.of(config), time.monotonic()
+    )
 
 
 @pytest.mark.parametrize("fsync, waits", [("everysec", True), ("always", False)])

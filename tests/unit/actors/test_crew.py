@@ -59,6 +59,23 @@ async def test_all_jobs_are_done_and_never_more_than_its_size_at_once():
     assert jobs.cancelled == [] and crew.busy == 0
 
 
+async def test_a_crew_grows_and_shrinks_and_ends_nobodys_job():
+    jobs = Jobs(9)
+    crew = Crew(1, jobs.take, jobs.work)
+    running = asyncio.create_task(crew.run())
+    await until(lambda: len(jobs.running) == 1)
+    crew.allow(4)
+    await until(lambda: len(jobs.running) == 4)
+    crew.allow(2)
+    await asyncio.sleep(0.3)
+    assert len(jobs.running) == 4 and crew.ended == 0
+    jobs.let_go.set()
+    await until(lambda: len(jobs.done) == 9)
+    await crew.stop()
+    await asyncio.wait_for(running, SOON_S)
+    assert crew.ended == 9 and jobs.cancelled == []
+
+
 async def test_what_comes_later_is_taken_too():
     jobs = Jobs(0)
     jobs.let_go.set()

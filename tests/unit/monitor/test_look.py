@@ -6,7 +6,9 @@ from dataclasses import replace
 from rich.console import Console
 
 from klong_rl.buffer import Counts, InProgress, WindowRef
+from klong_rl.config import RunConfig
 from klong_rl.monitor.look import Look, memory, render
+from klong_rl.pacing import Pacing
 
 NOTHING = Look(
     run="nano-seed0",
@@ -45,6 +47,12 @@ def test_a_run_that_has_not_begun():
     text = "\n".join(shown(NOTHING))
     assert text.count("none yet") == 2 and "the run is down" in text and "(no limit)" in text
     assert "leases" not in text and "oldest policy version" not in text and "reason" not in text
+
+
+def test_what_is_paced_is_told_in_one_line():
+    numbers = Pacing.of(RunConfig()).metrics() | {"pacing_slots": 32, "pacing_episodes": 30, "pacing_kv_use": 0.41}
+    text = " ".join(" ".join(line.strip("│ ") for line in shown(replace(NOTHING, pacing=numbers))).split())
+    assert "30 of 32 slots in use, 0 of 8 groups ahead; engines: 0 requests wait, fullest KV cache 41%" in text
 
 
 def test_episodes_by_state_with_the_ages_that_are_known():
