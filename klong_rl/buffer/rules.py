@@ -37,6 +37,7 @@ class Rules(RunState):
         group.members.append(spec.id)
         self.episodes[spec.id] = Episode(spec, rank)
         self.states["queued"] += 1
+        self._queued.add(rank, spec.id)
         return True
 
     def claim(self, owner: str, request: str) -> Claim | None:
@@ -44,10 +45,10 @@ class Rules(RunState):
             episode, epoch = self.receipts[request]
             e = self._episode(episode)
             return Claim(limited(e.spec, e.limits), epoch)
-        queued = [e for e in self.episodes.values() if e.state == "queued"]
-        if not queued:
+        first = self._queued.first()
+        if first is None:
             return None
-        e = min(queued, key=lambda e: e.rank)
+        e = self.episodes[first]
         e.epoch += 1
         e.owner = owner
         self._move(e, "running")
@@ -138,7 +139,7 @@ class Rules(RunState):
             for e in running:
                 self._back_to_queue(e, reason)
             for e in held:
-                e.hidden_until_ms = 0
+                self._show_to_judges(e)
             self.receipts[request] = (len(running),)
         return self.receipts[request][0]
 
@@ -161,11 +162,15 @@ class Rules(RunState):
             e = self._held(episode, epoch)
             self._need(e, epoch, "sealed", "judged")
             return ToJudge(e.spec, epoch, e.outcome)
-        waiting = [e for e in self.episodes.values() if e.state == "sealed" and e.hidden_until_ms <= now_ms]
-        if not waiting:
+        while (out := self._judging_out.pop(now_ms)) is not None:
+            if self.episodes[out].hidden_until_ms <= now_ms:  # else taken again since
+                self._show_to_judges(self.episodes[out])
+        first = self._judging.first()
+        if first is None:
             return None
-        e = min(waiting, key=lambda e: e.rank)
+        e = self.episodes[first]
         e.owner, e.hidden_until_ms = owner, now_ms + visible_ms
+        self._judging_out.add(e.hidden_until_ms, first)
         self.receipts[request] = (e.spec.id, e.epoch)
         return ToJudge(e.spec, e.epoch, e.outcome)
 
@@ -181,8 +186,7 @@ class Rules(RunState):
         return True
 
     def next_group_to_close(self) -> str | None:
-        complete = [name for name, group in self.groups.items() if group.state == "complete"]
-        return min(complete, key=lambda name: self.groups[name].rank, default=None)
+        return self._complete.first()
 
     def close_group(self, name: str, windows: list[Window]) -> bool:
         if name in self.forgotten:
@@ -200,6 +204,8 @@ class Rules(RunState):
         self.windows.update((window.id, window) for window in windows)
         group.refs = [WindowRef.of(window) for window in windows]
         group.order, group.state = self._next_order(), "ready" if windows else "consumed"
+        if windows:
+            self._ready_line.add(group.order, name)
         self.window_counts["ready"] += len(windows)
         if group.purpose == "eval":
             judged = {i: self.episodes[i].verdict for i in group.members if self.episodes[i].verdict}
@@ -215,14 +221,16 @@ class Rules(RunState):
             raise Committed(step, self.committed)
         if step not in self.leases:
             picked: list[str] = []
-            for name in self._ready():
-                if len(picked) < n_groups and self._freshen(self.groups[name], oldest_version, dead_versions):
+            while len(picked) < n_groups and (name := self._ready_line.pop()) is not None:
+                if self._freshen(self.groups[name], oldest_version, dead_versions):
                     picked.append(name)
             if len(picked) < n_groups:
+                for name in picked:
+                    self._ready_line.add(self.groups[name].order, name)
                 return []
             self.leases[step] = picked
             for name in picked:
-                self._move_windows(self.groups[name], "leased")
+                self._move_windows(name, "leased")
         return [ref for name in self.leases[step] for ref in self.groups[name].refs]
 
     def commit(self, step: int) -> int:
@@ -230,7 +238,7 @@ class Rules(RunState):
         names = []
         for leased in done:
             for name in self.leases.pop(leased):
-                self._move_windows(self.groups[name], "consumed")
+                self._move_windows(name, "consumed")
                 self.groups[name].step = leased
                 names.append(name)
         self.committed = max([self.committed, *done])
@@ -241,7 +249,7 @@ class Rules(RunState):
             raise Committed(step, self.committed)
         names = [name for leased in sorted(self.leases) if leased > step for name in self.leases.pop(leased)]
         for name in names:
-            self._move_windows(self.groups[name], "ready")
+            self._move_windows(name, "ready")
         return len(names)
 
     def publish_version(self, floor: int, request: str) -> int:

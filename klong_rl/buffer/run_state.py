@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from klong_rl.buffer.errors import StaleEpoch, Unknown
+from klong_rl.buffer.line import Line
 from klong_rl.buffer.records import Counts, EpisodeLimits, Ready, Snapshot, WindowRef
 from klong_rl.types import EpisodeSpec, Outcome, Verdict, Window
 
@@ -30,7 +31,7 @@ class Episode:
     outcome: Outcome | None = None
     verdict: Verdict | None = None
     reason: str = ""
-    hidden_until_ms: int = 0  # while sealed: a judge has it until then
+    hidden_until_ms: int = 0  # while sealed: a judge has it until then; 0: none has
 
 
 @dataclass
@@ -59,6 +60,11 @@ class RunState:
         self.eval_scores: dict[str, dict[str, float]] = {}
         self.receipts: dict[str, tuple] = {}
         self.order = 0
+        self._queued = Line(lambda i: i in self.episodes and self.episodes[i].state == "queued")
+        self._judging = Line(lambda i: self._waits_for_judge(i) and not self.episodes[i].hidden_until_ms)
+        self._judging_out = Line(lambda i: self._waits_for_judge(i) and self.episodes[i].hidden_until_ms > 0)
+        self._complete = Line(lambda name: name in self.groups and self.groups[name].state == "complete")
+        self._ready_line = Line(lambda name: name in self.groups and self.groups[name].state == "ready")
         self.drops: Counter[str] = Counter()
         self.requeues: Counter[str] = Counter()
         self.outcomes: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
@@ -118,6 +124,18 @@ class RunState:
         self.states[e.state] -= 1
         self.states[state] += 1
         e.state = state
+        if state == "queued":
+            self._queued.add(e.rank, e.spec.id)
+        elif state == "sealed":
+            self._judging.add(e.rank, e.spec.id)
+
+    def _waits_for_judge(self, episode: str) -> bool:
+        return episode in self.episodes and self.episodes[episode].state == "sealed"
+
+    def _show_to_judges(self, e: Episode) -> None:
+        e.hidden_until_ms = 0
+        if e.state == "sealed":
+            self._judging.add(e.rank, e.spec.id)
 
     def _discard(self, e: Episode, n: int, reason: str) -> int:
         tokens = sum(e.sizes[n:]) + (e.intended[1] if e.intended else 0)
@@ -134,6 +152,7 @@ class RunState:
         final = [i for i in group.members if self.episodes[i].state in ("judged", "dropped")]
         if len(final) == group.size:
             group.state = "complete"
+            self._complete.add(group.rank, e.spec.group)
 
     def _ready(self) -> list[str]:
         names = [name for name, group in self.groups.items() if group.state == "ready"]
@@ -150,7 +169,10 @@ class RunState:
             group.state = "consumed"
         return bool(group.refs)
 
-    def _move_windows(self, group: Group, state: str) -> None:
+    def _move_windows(self, name: str, state: str) -> None:
+        group = self.groups[name]
         self.window_counts[group.state] -= len(group.refs)
         self.window_counts[state] += len(group.refs)
         group.state = state
+        if state == "ready":
+            self._ready_line.add(group.order, name)

@@ -9,10 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 CATCH_UP_S = 0.05  # of requests that went late: so much may be made up for, or a busy event loop would slow the rate
@@ -31,55 +33,66 @@ class Urgency(NamedTuple):
     rank: float
 
 
-@dataclass
-class _Waiting:
-    """What one group has waiting: ticket to the time before which it must not go, first come first."""
+@dataclass(eq=False)
+class _Group:
+    """What one group has waiting. `came` and the tickets' numbers are of one count: the lower, the earlier."""
 
     urgency: tuple
-    tickets: dict[Hashable, float] = field(default_factory=dict)
-
-    def first(self, now: float) -> Hashable | None:
-        return next((ticket for ticket, not_before in self.tickets.items() if not_before <= now), None)
+    came: int
+    waiting: dict[Hashable, int] = field(default_factory=dict)  # ticket to its number
+    ready: list[tuple[int, Hashable]] = field(default_factory=list)  # a heap of what may go now; withdrawn ones too
 
 
 class Lane:
-    """The requests to one endpoint. Times are seconds of one monotonic clock."""
+    """The requests to one endpoint. Times are seconds of one monotonic clock.
+
+    What is asked of it costs the same, but for a logarithm, however many groups and requests wait.
+    """
 
     def __init__(self, requests_per_s: float, concurrent: int) -> None:
         self._interval = 1.0 / requests_per_s
         self._concurrent = concurrent
-        self._groups: dict[Hashable, _Waiting] = {}
+        self._groups: dict[Hashable, _Group] = {}
+        self._order: list[
+            tuple[tuple, int, int, _Group]
+        ] = []  # a heap of (urgency, came, number, group), some outdated
+        self._later: list[tuple[float, int, Hashable, _Group]] = []  # a heap of what must not go before a time
+        self._numbers = itertools.count()
         self._next_at = -math.inf
         self._under_way = 0
 
     def rank(self, group: Hashable, urgency: tuple) -> None:
         """Set the urgency of a group, waiting requests included. One that has none has come last."""
-        self._groups.setdefault(group, _Waiting(urgency)).urgency = urgency
+        known = self._group(group, urgency)
+        if known.urgency != urgency:
+            known.urgency = urgency
+            self._line_up(known)
 
     def forget(self, group: Hashable) -> None:
         """A group that asks no more."""
-        if group in self._groups and not self._groups[group].tickets:
+        if group in self._groups and not self._groups[group].waiting:
             del self._groups[group]
 
     def push(self, ticket: Hashable, group: Hashable, not_before: float = -math.inf) -> None:
         """A request that waits; not to be taken before that time."""
-        self._groups.setdefault(group, _Waiting((math.inf,))).tickets[ticket] = not_before
+        known, number = self._group(group, (math.inf,)), next(self._numbers)
+        known.waiting[ticket] = number
+        heappush(self._later, (not_before, number, ticket, known))
 
     def withdraw(self, ticket: Hashable, group: Hashable) -> None:
         """A request that is wanted no more."""
         if group in self._groups:
-            self._groups[group].tickets.pop(ticket, None)
+            self._groups[group].waiting.pop(ticket, None)
 
     def take(self, now: float) -> Hashable | None:
         """The request that goes now, or None. Whoever takes one calls `release` when it is over."""
         if self._under_way >= self._concurrent or now < self._next_at:
             return None
-        ready = [waiting for waiting in self._groups.values() if waiting.first(now) is not None]
-        if not ready:
+        best = self._best(now)
+        if best is None:
             return None
-        best = min(ready, key=lambda waiting: waiting.urgency)
-        ticket = best.first(now)
-        del best.tickets[ticket]
+        _, ticket = heappop(best.ready)
+        del best.waiting[ticket]
         self._under_way += 1
         self._next_at = max(self._next_at, now - CATCH_UP_S) + self._interval
         return ticket
@@ -96,15 +109,44 @@ class Lane:
         """When to call `take` again unless something changes before; None if only a change can help."""
         if self._under_way >= self._concurrent:
             return None
-        if any(waiting.first(now) is not None for waiting in self._groups.values()):
+        if self._best(now) is not None:
             return max(self._next_at, now)
-        earliest = min((at for waiting in self._groups.values() for at in waiting.tickets.values()), default=None)
-        return None if earliest is None else max(earliest, self._next_at)
+        while self._later and not _waits(*self._later[0][1:]):
+            heappop(self._later)
+        return max(self._later[0][0], self._next_at) if self._later else None
 
     @property
     def waiting(self) -> int:
         """Requests that wait."""
-        return sum(len(waiting.tickets) for waiting in self._groups.values())
+        return sum(len(group.waiting) for group in self._groups.values())
+
+    def _group(self, name: Hashable, urgency: tuple) -> _Group:
+        """The group of this name; one that is new has that urgency."""
+        return self._groups.setdefault(name, _Group(urgency, next(self._numbers)))
+
+    def _line_up(self, group: _Group) -> None:
+        if group.ready:
+            heappush(self._order, (group.urgency, group.came, next(self._numbers), group))
+
+    def _best(self, now: float) -> _Group | None:
+        """The most urgent group with a request that may go now, which is then the first of its `ready`."""
+        while self._later and self._later[0][0] <= now:
+            _, number, ticket, group = heappop(self._later)
+            if _waits(number, ticket, group):
+                heappush(group.ready, (number, ticket))
+                self._line_up(group)
+        while self._order:
+            urgency, _, _, group = self._order[0]
+            while group.ready and not _waits(*group.ready[0], group):
+                heappop(group.ready)
+            if group.ready and urgency == group.urgency:
+                return group
+            heappop(self._order)
+        return None
+
+
+def _waits(number: int, ticket: Hashable, group: _Group) -> bool:
+    return group.waiting.get(ticket) == number
 
 
 def delay_s(failures: int, retry_after_s: float, rng: random.Random) -> float:

@@ -250,7 +250,7 @@ async def test_an_engine_tells_what_it_can_hold_and_what_waits(policy):
     load, contexts = policy.engine.load, [context(seed) for seed in range(80)]
     assert load.fits == EngineConfig().max_num_seqs == 64, "the cache holds more contexts than are sampled at once"
     under_way = asyncio.gather(*(policy.engine.sample(each, LONG, 1.0) for each in contexts))
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(60.0):  # the first step of so many takes a busy machine its time
         while load.waiting == 0:
             await asyncio.sleep(0.01)
     assert load.waiting <= 80 - 64 and 0 < load.kv_use < 0.5

@@ -1,5 +1,7 @@
 """Which request goes next, and when: urgency, rate, bound, back-off."""
 
+import itertools
+import math
 import random
 
 import pytest
@@ -57,6 +59,36 @@ def test_no_more_under_way_than_the_bound():
     assert lane.take(9.0) is None and lane.opens_at(9.0) is None
     lane.release()
     assert lane.take(9.0) == "a1"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["push", "rank", "take", "withdraw"]), st.integers(0, 3), st.integers(0, 4)),
+        max_size=60,
+    )
+)
+def test_it_is_always_the_first_of_the_most_urgent_group_whatever_came_before(moves):
+    """Against the plain rule: the least (urgency, first to come) of all that may go by now."""
+    lane, urgency, tickets, numbers = Lane(1e9, 999), {}, {}, itertools.count()
+    for now, (move, group, n) in enumerate(moves):
+        urgency.setdefault(group, [(math.inf,), now])
+        if move == "push":
+            ticket = next(numbers)
+            tickets[ticket] = (group, now + n)
+            lane.push(ticket, group, now + n)
+        elif move == "rank":
+            urgency[group][0] = (n,)
+            lane.rank(group, (n,))
+        elif move == "withdraw" and tickets:
+            ticket = list(tickets)[n % len(tickets)]
+            lane.withdraw(ticket, tickets.pop(ticket)[0])
+        ready = [ticket for ticket, (_, at) in tickets.items() if at <= now]
+        best = min(ready, key=lambda ticket: (*urgency[tickets[ticket][0]], ticket), default=None)
+        assert (lane.opens_at(float(now)) == now) == (best is not None)
+        if move == "take":
+            assert lane.take(float(now)) == best
+            tickets.pop(best, None)
+        assert lane.waiting == len(tickets)
 
 
 def test_what_is_withdrawn_never_goes():
