@@ -7,7 +7,8 @@ as sampled ahead until they are leased. A baseline never mixes stages, since a g
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from klong_rl.admission import Admission
 from klong_rl.buffer import Buffer, Result
@@ -23,14 +24,21 @@ class Supply:
     """`find` once, `begin` each stage, `admit` while waiting for a step's groups, `leased` once they came."""
 
     def __init__(
-        self, config: RolloutConfig, buffer: Buffer, family: TaskFamily, admission: Admission, ahead: Ahead
+        self,
+        config: RolloutConfig,
+        buffer: Buffer,
+        family: TaskFamily,
+        admission: Admission,
+        ahead: Ahead,
+        clock: Callable[[], float] = time.time,  # as that of Redis: Unix seconds
     ) -> None:
         self._config = config
         self._buffer = buffer
         self._family = family
         self._admission = admission
         self._ahead = ahead
-        # Admitted, and not known to be leased or gone; with the time (Unix seconds) if it was admitted here.
+        self._clock = clock
+        # Admitted, and not known to be leased or gone; with the time if it was admitted here.
         self._outstanding: dict[str, float | None] = {}
         self._stage = 0
         self._settings = StageConfig()
@@ -53,7 +61,7 @@ class Supply:
 
     async def admit(self, steps_left: int) -> None:
         """Admit what may start now; `steps_left`, the most steps of this stage to come, bounds it too."""
-        await self._look(list(self._outstanding)[:LOOK_AT])
+        await self._look(list(islice(self._outstanding, LOOK_AT)))
         size, queued = self._config.group_size, await self._buffer.n_queued()
         while self._ahead.groups_to_admit(len(self._outstanding), queued, steps_left) > 0:
             specs = training_group(self._family, self._stage, self._settings, self._next_index, size)
@@ -64,7 +72,7 @@ class Supply:
             # A group of an earlier launch may be used up already: the buffer knows.
             known = (await self._buffer.group_states([group])).get(group)
             if known in OUTSTANDING and group not in self._outstanding:
-                self._outstanding[group] = time.time()
+                self._outstanding[group] = self._clock()
                 queued += size
 
     def leased(self, results: Mapping[str, Sequence[Result]]) -> list[float]:
