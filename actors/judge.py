@@ -87,7 +87,8 @@ class JudgeActor:
             await self._judge(job)
             return
         try:
-            await self._buffer.close_group(job, self._to_windows(await self._buffer.group(job)))
+            members, came_in = await self._buffer.group(job), await self._buffer.came_in(job)
+            await self._buffer.close_group(job, self._to_windows(members, came_in=came_in))
         except Unknown:
             log.info("group %s was closed by another judge and archived since", job)
         finally:
@@ -132,7 +133,7 @@ class JudgeActor:
         view = await self._buffer.episode(job.spec.id)
         if (view.state, view.epoch) != ("sealed", job.epoch):
             raise StaleEpoch(job.spec.id, job.epoch, view.epoch, view.state)
-        group = await self._buffer.group_progress(job.spec.group)
+        group = await self._buffer.group_progress(view.group)
         self._grader.rank(job.spec.group, Urgency(job.spec.purpose != "eval", group.n_open > 0, group.rank))
 
     @asynccontextmanager

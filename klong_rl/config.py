@@ -239,6 +239,15 @@ class CurriculumConfig:
 
 
 @dataclass
+class CloseEarlyConfig:
+    """Groups that don't wait for their last episodes (klong_rl.closing, docs/curriculum.md)."""
+
+    members: int = 0  # verdicts that a group must have; 0: it waits for all
+    patience: float = 3.0  # times the median time of those that came in: so long the others must have run
+    late: str = "join"  # they are trained when they come; or drop
+
+
+@dataclass
 class RolloutConfig:
     """How much is sampled for one learner step, and how far sampling may run ahead."""
 
@@ -246,6 +255,7 @@ class RolloutConfig:
     group_size: int = 8
     max_staleness: int = 1  # versions; bounds how far sampling runs ahead, too
     cut_episodes: str = "score"  # those that a limit of their stage cut: trained as they scored; or mask, or exclude
+    close_early: CloseEarlyConfig = field(default_factory=CloseEarlyConfig)
     step_timeout_s: float = 1800.0  # waiting for enough finished groups
     recorded: str = ""  # train on the episodes of this archive folder, RUN/archive, and sample none
 

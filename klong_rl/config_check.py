@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from klong_rl.advantages import advantage_rule
 from klong_rl.buffer.url import parse as parse_url
+from klong_rl.closing import LATE
 from klong_rl.config import (
     BufferConfig,
+    CloseEarlyConfig,
     EndpointConfig,
     JudgeConfig,
     PromotionConfig,
@@ -187,12 +189,26 @@ def _check_stages(config: RunConfig) -> None:
     _check_promotion(config.curriculum.promotion)
     if config.rollout.cut_episodes not in CUT_RULES:
         raise UserError(f"rollout.cut_episodes={config.rollout.cut_episodes} is unknown; use one of {CUT_RULES}")
+    _check_close_early(config.rollout.close_early, config.rollout.group_size)
     steps = sum(stage.steps for stage in config.curriculum.stages)
     if config.rollout.recorded and config.rollout.max_staleness < steps:
         raise UserError(
             f"rollout.recorded plays back what other weights sampled, and rollout.max_staleness="
             f"{config.rollout.max_staleness} would drop it; set that to {steps} or more, the steps of the curriculum"
         )
+
+
+def _check_close_early(rule: CloseEarlyConfig, group_size: int) -> None:
+    where = "rollout.close_early"
+    if rule.members and not 2 <= rule.members < group_size:
+        raise UserError(
+            f"{where}.members={rule.members} must be from 2 to below rollout.group_size={group_size}: a baseline needs "
+            "two; 0 has a group wait for all"
+        )
+    if rule.patience < 1:
+        raise UserError(f"{where}.patience={rule.patience:g} is below 1: half of those that came in took longer")
+    if rule.late not in LATE:
+        raise UserError(f"{where}.late={rule.late} is unknown; use one of {LATE}")
 
 
 def check_window(config: RunConfig | SftConfig) -> None:

@@ -12,6 +12,7 @@ from itertools import islice
 
 from klong_rl.admission import Admission
 from klong_rl.buffer import Buffer, Result
+from klong_rl.closing import EarlyClosing
 from klong_rl.config import RolloutConfig, StageConfig
 from klong_rl.pacing import Ahead
 from klong_rl.schedule import OUTSTANDING, training_group
@@ -21,7 +22,9 @@ LOOK_AT = 64  # groups, in one look at what became of them: so that a look costs
 
 
 class Supply:
-    """`find` once, `begin` each stage, `admit` while waiting for a step's groups, `leased` once they came."""
+    """`find` once, `begin` each stage, `admit` while waiting for a step's groups (which may close early), `leased` once
+    they came.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class Supply:
         self._admission = admission
         self._ahead = ahead
         self._clock = clock
+        self._closing = EarlyClosing(config.close_early, buffer, clock)
         # Admitted, and not known to be leased or gone; with the time if it was admitted here.
         self._outstanding: dict[str, float | None] = {}
         self._stage = 0
@@ -61,7 +65,9 @@ class Supply:
 
     async def admit(self, steps_left: int) -> None:
         """Admit what may start now; `steps_left`, the most steps of this stage to come, bounds it too."""
-        await self._look(list(islice(self._outstanding, LOOK_AT)))
+        states = await self._look(list(islice(self._outstanding, LOOK_AT)))
+        rests = await self._closing.look([group for group, state in states.items() if state == "open"])
+        self._outstanding |= dict.fromkeys(rests)
         size, queued = self._config.group_size, await self._buffer.n_queued()
         while self._ahead.groups_to_admit(len(self._outstanding), queued, steps_left) > 0:
             specs = training_group(self._family, self._stage, self._settings, self._next_index, size)
@@ -84,10 +90,16 @@ class Supply:
                 seconds.append(max(0.0, max(ends) - admitted))  # two clocks
         return seconds
 
-    async def _look(self, groups: Sequence[str]) -> None:
-        """Forget those of `groups` that were leased, or whose windows were all stale; the others are next last."""
+    async def _look(self, groups: Sequence[str]) -> dict[str, str]:
+        """The states of `groups`. Those that were leased, or whose windows were all stale, are forgotten; the others
+        are looked at last, next time.
+        """
         states = await self._buffer.group_states(groups)
         for group in groups:
             admitted = self._outstanding.pop(group)
             if states.get(group) in OUTSTANDING:
                 self._outstanding[group] = admitted
+        return states
+
+    def metrics(self) -> dict[str, float]:
+        return self._closing.metrics()

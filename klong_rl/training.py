@@ -157,6 +157,7 @@ class Training:
                     "episodes_dropped": sum(counts.drops.values()),
                     **self.curriculum.metrics(),
                     **self._pacing.metrics(),
+                    **self._supply.metrics(),
                 },
             )
         )

@@ -181,7 +181,7 @@ class SideBySide(RuleBasedStateMachine):
             assert (progress.snapshot, progress.outcome) == (e.snapshot, e.outcome)
             view = self.loop.run_until_complete(self.buffer.episode(name))
             assert view == (
-                e.spec, e.state, e.epoch, e.failures, e.owner, len(e.segments), e.outcome, e.verdict, e.reason,
+                e.spec, e.state, e.epoch, e.failures, e.owner, len(e.segments), e.outcome, e.verdict, e.reason, e.group,
             )  # fmt: skip
         self.loop.run_until_complete(self.buffer.close())
 

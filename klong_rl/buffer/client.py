@@ -13,6 +13,7 @@ Held at all times, and by one Lua script a change:
 - A window is ready, leased, consumed or dropped as stale; never two of them, and never none.
 - A lease gives whole groups, and what is committed is never given out again.
 - The policy version only grows.
+A group may be closed early (`part_group`): its late members become a group of their own.
 The rules themselves are in `klong_rl.buffer.rules`, as plain Python.
 
 A transition that hands out something new takes a `request` name. Left empty, each call is a new request and is retried
@@ -229,6 +230,14 @@ class Buffer(Reader):
             args += [window.id, ref.pack(), ref.n_tokens, encode(window)]
         answer = await self._redis.transition("close_group", group, *args)
         return bool(answer[0])
+
+    async def part_group(self, group: str, rest: str, least: int) -> bool:
+        """Closes an open training group early, for the members that are final; the others become the group `rest`.
+
+        False where fewer than `least` have a verdict, a member was never admitted, or the group isn't open. Raises
+        Unknown; WrongState for an evaluation group and for the rest of another; Conflict for a name in use.
+        """
+        return bool((await self._redis.transition("part_group", group, rest, least))[0])
 
     # Training
 

@@ -4,73 +4,54 @@ whatever is decided on a look is checked again by the transition that follows it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
-from klong_rl.buffer.connection import Connection
 from klong_rl.buffer.errors import Unknown
+from klong_rl.buffer.group_reader import GroupReader, if_any, seconds, whole
 from klong_rl.buffer.records import (
     Counts,
     EpisodeView,
-    GroupProgress,
     InProgress,
-    Member,
     Progress,
     Ready,
-    Result,
     Snapshot,
     WindowRef,
 )
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
-from klong_rl.wire import WireError, decode
-
-T = TypeVar("T")
 
 EPISODES_A_READ = 1000  # of a look at all of them: a reply of some 100 kB
 
 
-class Reader:
+class Reader(GroupReader):
     """What can be asked of a buffer. Every method raises `Unavailable` when no answer comes by the deadline, and
     `WireError`, naming the key, for a record there that is damaged."""
-
-    def __init__(self, connection: Connection):
-        self._redis = connection
-        self._key = connection.key
 
     async def episode(self, episode: str) -> EpisodeView:
         """Where an episode stands. Raises Unknown."""
         key = self._key("episode", episode)
-        fields = ("spec", "state", "epoch", "failures", "owner", "outcome", "verdict", "reason")
+        fields = ("spec", "state", "epoch", "failures", "owner", "outcome", "verdict", "reason", "group")
         found, n_segments = await self._redis.read(
             "episode", ("HMGET", key, *fields), ("LLEN", self._key("sizes", episode))
         )
-        spec, state, epoch, failures, owner, outcome, verdict, reason = found
+        spec, state, epoch, failures, owner, outcome, verdict, reason, group = found
         if spec is None:
             raise Unknown("episode", episode)
         return EpisodeView(
-            spec=_whole(spec, EpisodeSpec, key),
+            spec=whole(spec, EpisodeSpec, key),
             state=state.decode(),
             epoch=int(epoch),
             failures=int(failures),
             owner=(owner or b"").decode(),
             n_segments=n_segments,
-            outcome=_if_any(outcome, Outcome, key),
-            verdict=_if_any(verdict, Verdict, key),
+            outcome=if_any(outcome, Outcome, key),
+            verdict=if_any(verdict, Verdict, key),
             reason=(reason or b"").decode(),
+            group=group.decode(),
         )
 
     async def segments(self, episode: str) -> list[Segment]:
         """All segments of an episode, in order. Raises Unknown if its holder gives some of them up meanwhile."""
         (n,) = await self._redis.read("segments", ("LLEN", self._key("sizes", episode)))
         return (await self._segments("segments", {episode: n}))[episode]
-
-    async def _segments(self, what: str, held: dict[str, int]) -> dict[str, list[Segment]]:
-        """The first n segments of each episode. Raises Unknown for one that is gone since n was read."""
-        keys = {episode: [self._key("segment", episode, seq) for seq in range(n)] for episode, n in held.items()}
-        found = iter(await self._redis.read(what, *(("MGET", *some) for some in keys.values() if some)))
-        return {
-            episode: [_whole(frame, Segment, key) for key, frame in zip(some, next(found), strict=True)] if some else []
-            for episode, some in keys.items()
-        }
 
     async def progress(self, episode: str) -> Progress:
         """Where a new holder goes on. Raises Unknown."""
@@ -82,9 +63,9 @@ class Reader:
             raise Unknown("episode", episode)
         return Progress(
             segments=(await self._segments("progress", {episode: held}))[episode],
-            intended=_if_any(intended, Turn, key),
+            intended=if_any(intended, Turn, key),
             snapshot=Snapshot(image.decode(), int(n_segments)) if image else None,
-            outcome=_if_any(outcome, Outcome, key),
+            outcome=if_any(outcome, Outcome, key),
         )
 
     async def in_progress(self) -> list[InProgress]:
@@ -107,7 +88,7 @@ class Reader:
             for episode, (state, since, *texts) in zip(some, rows, strict=True):
                 if state is not None:  # else forgotten between the two reads
                     words = ((text or b"").decode() for text in texts)
-                    found.append(InProgress(episode, state.decode(), _seconds(since), *words))
+                    found.append(InProgress(episode, state.decode(), seconds(since), *words))
         return found
 
     async def running(self, owner: str = "") -> list[tuple[str, int]]:
@@ -115,75 +96,6 @@ class Reader:
         (held,) = await self._redis.read("running", ("HGETALL", self._key("running")))
         pairs = [(episode.decode(), *holder.decode().split(" ", 1)) for episode, holder in held.items()]
         return sorted((episode, int(epoch)) for episode, epoch, holder in pairs if owner in ("", holder))
-
-    async def next_group_to_close(self) -> str | None:
-        """The most urgent group whose members are all final; it stays that until `close_group`."""
-        (found,) = await self._redis.read("next_group_to_close", ("ZRANGE", self._key("complete"), 0, 0))
-        return found[0].decode() if found else None
-
-    async def group(self, group: str) -> list[Member]:
-        """The members of a group in order of admission. Raises Unknown."""
-        (ids,) = await self._redis.read("group", ("LRANGE", self._key("members", group), 0, -1))
-        if not ids:
-            raise Unknown("group", group)
-        episodes = [i.decode() for i in ids]
-        commands: list[tuple] = []
-        for episode in episodes:
-            commands.append(("HMGET", self._key("episode", episode), "spec", "outcome", "verdict"))
-            commands.append(("LLEN", self._key("sizes", episode)))
-        found = await self._redis.read("group", *commands)
-        if any(spec is None for spec, _, _ in found[::2]):  # forgotten between the two reads
-            raise Unknown("group", group)
-        segments = await self._segments("group", dict(zip(episodes, found[1::2], strict=True)))
-        return [
-            Member(
-                _whole(spec, EpisodeSpec, key),
-                _if_any(outcome, Outcome, key),
-                _if_any(verdict, Verdict, key),
-                segments[episode],
-            )
-            for episode, (spec, outcome, verdict) in zip(episodes, found[::2], strict=True)
-            for key in [self._key("episode", episode)]
-        ]
-
-    async def group_progress(self, group: str) -> GroupProgress:
-        """How urgent the verdicts of a group are. Raises Unknown."""
-        found, ids = await self._redis.read(
-            "group_progress",
-            ("HMGET", self._key("group", group), "rank", "size"),
-            ("LRANGE", self._key("members", group), 0, -1),
-        )
-        if found[0] is None:
-            raise Unknown("group", group)
-        states = await self._redis.read(
-            "group_progress", *(("HGET", self._key("episode", i.decode()), "state") for i in ids)
-        )
-        n_ended = sum(state in (b"sealed", b"judged", b"dropped") for state in states)
-        return GroupProgress(rank=float(found[0]), n_open=int(found[1]) - n_ended)
-
-    async def group_states(self, groups: Sequence[str]) -> dict[str, str]:
-        """The state of each group that is known and not archived: open, complete, ready, leased or consumed."""
-        if not groups:
-            return {}
-        found = await self._redis.read(
-            "group_states", *(("HGET", self._key("group", group), "state") for group in groups)
-        )
-        return {group: state.decode() for group, state in zip(groups, found, strict=True) if state is not None}
-
-    async def results(self, group: str) -> list[Result]:
-        """How the episodes of a group ended, without their segments. Raises Unknown."""
-        (ids,) = await self._redis.read("results", ("LRANGE", self._key("members", group), 0, -1))
-        if not ids:
-            raise Unknown("group", group)
-        keys = [(self._key("episode", i.decode()), self._key("sizes", i.decode())) for i in ids]
-        commands: list[tuple] = []
-        for episode, sizes in keys:
-            commands += [("HMGET", episode, "outcome", "verdict", "since"), ("LLEN", sizes)]
-        found = await self._redis.read("results", *commands)
-        return [
-            Result(_if_any(outcome, Outcome, key), _if_any(verdict, Verdict, key), n_segments, _seconds(since))
-            for (key, _), (outcome, verdict, since), n_segments in zip(keys, found[::2], found[1::2], strict=True)
-        ]
 
     async def scores(self, group_prefix: str = "") -> dict[str, float]:
         """Scores of the judged episodes in closed evaluation groups whose id begins so. They outlive `forget`."""
@@ -227,7 +139,7 @@ class Reader:
             if data is None:
                 raise Unknown("window", window)
         keys = (self._key("window", window) for window in ids)
-        return [_whole(data, Window, key) for key, data in zip(keys, found, strict=True)]
+        return [whole(data, Window, key) for key, data in zip(keys, found, strict=True)]
 
     async def refs(self, *groups: str) -> list[WindowRef]:
         """References of the windows of closed groups; a group has none if it made none or all were stale."""
@@ -283,20 +195,3 @@ class Reader:
         """Bytes that the Redis of the run uses, and its limit (0: none): what back-pressure looks at."""
         (memory,) = await self._redis.read("memory", ("INFO", "memory"))
         return memory["used_memory"], memory["maxmemory"]
-
-
-def _seconds(since: bytes | None) -> float | None:
-    return int(since) / 1e3 if since else None
-
-
-def _whole(data: bytes | None, kind: type[T], key: str) -> T:
-    if data is None:
-        raise Unknown(kind.__name__.lower(), key)
-    try:
-        return decode(data, kind)
-    except WireError as error:
-        raise WireError(f"{key} holds a damaged record: {error}") from error
-
-
-def _if_any(data: bytes | None, kind: type[T], key: str) -> T | None:
-    return None if data is None else _whole(data, kind, key)

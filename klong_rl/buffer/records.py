@@ -138,6 +138,14 @@ class Result(NamedTuple):
     ended: float | None  # when it came into its last state, Unix seconds by the clock of Redis
 
 
+class Age(NamedTuple):
+    """How long an episode of a group has taken: from its first claim to its verdict, or to now. 0 before the first."""
+
+    episode: str
+    state: str
+    seconds: float
+
+
 class GroupProgress(NamedTuple):
     """`rank` is the group's place in the order of urgency, least first; `n_open` members have not ended yet."""
 
@@ -157,6 +165,7 @@ class EpisodeView(NamedTuple):
     outcome: Outcome | None
     verdict: Verdict | None
     reason: str  # why it was dropped, else ""
+    group: str = ""  # of its spec, until that was closed early
 
 
 class InProgress(NamedTuple):

@@ -28,6 +28,8 @@ class Rules(RunState):
                 raise Conflict("episode", spec.id)
             return False
         group = self.groups.get(spec.group)
+        if group and group.rest:
+            return False
         if group and (
             (group.size, group.purpose) != (spec.group_size, spec.purpose) or len(group.members) == group.size
         ):
@@ -35,7 +37,7 @@ class Rules(RunState):
         rank = (spec.purpose != "eval", self._next_order())
         group = self.groups.setdefault(spec.group, Group(spec.group_size, spec.purpose, rank))
         group.members.append(spec.id)
-        self.episodes[spec.id] = Episode(spec, rank)
+        self.episodes[spec.id] = Episode(spec, rank, spec.group)
         self.states["queued"] += 1
         self._queued.add(rank, spec.id)
         return True
@@ -183,6 +185,30 @@ class Rules(RunState):
         self.outcomes[e.spec.purpose][e.outcome.kind] += 1
         self._move(e, "judged")
         self._settle(e)
+        return True
+
+    def part_group(self, name: str, rest: str, least: int) -> bool:
+        if name in self.forgotten:
+            return False
+        group = self._group(name)
+        if group.state != "open":
+            return False
+        if group.purpose == "eval" or group.came_in:
+            raise WrongState(
+                "group", name, "the rest of another" if group.came_in else "for evaluation, never closed early"
+            )
+        if rest in self.groups or rest in self.forgotten:
+            raise Conflict("group", rest)
+        final = [i for i in group.members if self.episodes[i].state in ("judged", "dropped")]
+        late = [i for i in group.members if i not in final]
+        came_in = {i: float(verdict.score) for i in final if (verdict := self.episodes[i].verdict)}
+        if len(group.members) < group.size or len(came_in) < least:
+            return False
+        group.members, group.size, group.rest, group.state = final, len(final), rest, "complete"
+        self._complete.add(group.rank, name)
+        self.groups[rest] = Group(len(late), group.purpose, group.rank, late, came_in=came_in)
+        for episode in late:
+            self.episodes[episode].group = rest
         return True
 
     def next_group_to_close(self) -> str | None:

@@ -18,6 +18,7 @@ Rank = tuple[bool, int]  # (is training, order of admission): evaluation sorts f
 class Episode:
     spec: EpisodeSpec
     rank: Rank
+    group: str  # of its spec, until that is closed early
     state: str = "queued"
     epoch: int = 0
     failures: int = 0
@@ -44,6 +45,8 @@ class Group:
     order: int = 0  # of closing
     refs: list[WindowRef] = field(default_factory=list)
     step: int | None = None  # that trained it, once committed
+    rest: str = ""  # once closed early: the group that its late members became
+    came_in: dict[str, float] = field(default_factory=dict)  # of such a rest: the scores that came in before
 
 
 class RunState:
@@ -148,11 +151,11 @@ class RunState:
         self._move(e, "queued")
 
     def _settle(self, e: Episode) -> None:
-        group = self.groups[e.spec.group]
+        group = self.groups[e.group]
         final = [i for i in group.members if self.episodes[i].state in ("judged", "dropped")]
         if len(final) == group.size:
             group.state = "complete"
-            self._complete.add(group.rank, e.spec.group)
+            self._complete.add(group.rank, e.group)
 
     def _ready(self) -> list[str]:
         names = [name for name, group in self.groups.items() if group.state == "ready"]

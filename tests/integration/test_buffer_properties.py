@@ -190,6 +190,15 @@ class BufferMachine(SideBySide):
         args = (episode, self.epoch(episode, age), Verdict(score=score))
         self.both("verdict", args, lambda: self.model.verdict(*args), again)
 
+    @precondition(lambda self: self.model.groups)
+    @rule(data=st.data(), least=st.sampled_from([1, 1, 2]), amiss=st.integers(0, 5), again=twice)
+    def part_group(self, data: st.DataObject, least: int, amiss: int, again: bool) -> None:
+        """Its late members become a group of their own; now and then under a name that is in use."""
+        some = [n for n, g in self.model.groups.items() if g.state == "open" and g.purpose == "train"]
+        group = data.draw(groups if amiss == 0 or not some else st.sampled_from(some))
+        args = (group, data.draw(groups) if amiss == 1 else f"{group}-late", least)
+        self.both("part_group", args, lambda: self.model.part_group(*args), again)
+
     @rule(group=groups, n=st.integers(0, 2))
     def finish_groups(self, group: str, n: int) -> None:
         """A group as it goes when nothing goes wrong, so that most examples come to train something."""

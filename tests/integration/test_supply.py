@@ -3,15 +3,19 @@
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from klong_rl.admission import Admission
-from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
-from klong_rl.config import RolloutConfig, StageConfig
+from klong_rl.advantages import rloo
+from klong_rl.buffer import Buffer, BufferAddress, Claim, EmbeddedRedis, StaleEpoch
+from klong_rl.closing import REASON
+from klong_rl.config import CloseEarlyConfig, RolloutConfig, StageConfig
+from klong_rl.groups import windows_of
 from klong_rl.pacing import Ahead
 from klong_rl.supply import Supply
 from klong_rl.tasks.relay import RelayTasks
-from klong_rl.types import Outcome, Verdict
+from klong_rl.types import Outcome, Segment, Turn, Verdict
 
 pytestmark = pytest.mark.integration
 
@@ -30,8 +34,8 @@ async def buffer(tmp_path: Path):
             yield buffer
 
 
-def supply(buffer: Buffer) -> Supply:
-    return Supply(ROLLOUT, buffer, RelayTasks(), Admission(buffer, lambda text: None), Ahead(ROLLOUT))
+def supply(buffer: Buffer, config: RolloutConfig = ROLLOUT) -> Supply:
+    return Supply(config, buffer, RelayTasks(), Admission(buffer, lambda text: None), Ahead(config))
 
 
 async def finish(buffer: Buffer, forget: bool = True) -> str:
@@ -83,7 +87,7 @@ async def test_how_long_a_group_took_is_known_once_it_is_leased(buffer):
 
 
 async def test_no_more_episodes_wait_for_a_slot_than_two_steps_take(buffer):
-    groups = Supply(LONG_AHEAD, buffer, RelayTasks(), Admission(buffer, lambda text: None), Ahead(LONG_AHEAD))
+    groups = supply(buffer, LONG_AHEAD)
     groups.begin(1, SHORT)
     for _ in range(3):
         await groups.admit(steps_left=99)
@@ -92,3 +96,77 @@ async def test_no_more_episodes_wait_for_a_slot_than_two_steps_take(buffer):
         await buffer.claim("actor")
     await groups.admit(steps_left=99)
     assert await buffer.n_queued() == 1 + 4 * 2
+
+
+def closing(late: str) -> RolloutConfig:
+    rule = CloseEarlyConfig(members=2, patience=2.0, late=late)
+    return RolloutConfig(groups_per_step=1, group_size=3, max_staleness=0, close_early=rule)
+
+
+async def two_of_three_came_in(buffer: Buffer, groups: Supply) -> Claim:
+    """The third runs for longer than twice the median of the others."""
+    groups.begin(1, SHORT)
+    await groups.admit(steps_left=9)
+    first, second, third = [await buffer.claim("actor") for _ in range(3)]
+    await asyncio.sleep(0.1)
+    for claim in (first, second):
+        await judge(buffer, claim, score=0.5)
+    await asyncio.sleep(1.5)  # a look at late ones each second
+    return third
+
+
+async def judge(buffer: Buffer, claim: Claim, score: float) -> None:
+    turn = Turn(
+        index=0, context_start=0, action_A=np.array([7], np.int32), logprobs_A=np.array([-1.0], np.float32),
+        versions=((0, 1),), observation_O=np.array([], np.int32),
+    )  # fmt: skip
+    segment = Segment(
+        episode=claim.spec.id, epoch=claim.epoch, seq=0, turns=(turn,), prefix_P=np.array([1, 2], np.int32)
+    )
+    await buffer.append(claim.spec.id, claim.epoch, segment)
+    await buffer.seal(claim.spec.id, claim.epoch, Outcome(kind="submitted"))
+    await buffer.next_to_judge("judge")
+    await buffer.verdict(claim.spec.id, claim.epoch, Verdict(score=score))
+
+
+async def close(buffer: Buffer) -> dict[str, float]:
+    """What is complete, as a judge closes it: advantage by episode."""
+    group = await buffer.next_group_to_close()
+    windows = windows_of(await buffer.group(group), rloo, came_in=await buffer.came_in(group))
+    assert await buffer.close_group(group, windows) and {window.group for window in windows} == {group}
+    return {window.episode: window.advantage for window in windows}
+
+
+async def test_a_late_episode_is_trained_when_it_comes_against_those_that_came_in(buffer):
+    groups = supply(buffer, closing("join"))
+    late = await two_of_three_came_in(buffer, groups)
+    await groups.admit(steps_left=9)
+    assert await close(buffer) == {"s1-g0-e0": 0.0, "s1-g0-e1": 0.0}
+    assert {ref.group for ref in await buffer.lease(1, 1, 0)} == {"s1-g0"}
+    assert groups.metrics() == {"groups_closed_early": 1, "episodes_late": 1}
+
+    again = supply(buffer, closing("join"))  # a driver that was started again
+    await again.find()
+    again.begin(1, SHORT)
+    await asyncio.sleep(1.0)
+    await again.admit(steps_left=9)
+    assert [each.group for each in await buffer.in_progress()] == ["s1-g0-late"], "it counts as sampled ahead"
+    await judge(buffer, late, score=1.0)
+    assert await close(buffer) == {"s1-g0-e2": 0.5}
+    assert {ref.group for ref in await buffer.lease(2, 1, 0)} == {"s1-g0-late"}
+    await buffer.commit(2)
+    for group in ("s1-g0-late", "s1-g0"):  # whichever is archived first
+        assert await buffer.forget(group)
+        again.begin(1, SHORT)
+        await again.admit(steps_left=9)
+    assert {each.group for each in await buffer.in_progress()} == {"s1-g1"}
+
+
+async def test_or_it_is_dropped_and_says_so(buffer):
+    groups = supply(buffer, closing("drop"))
+    late = await two_of_three_came_in(buffer, groups)
+    await groups.admit(steps_left=9)
+    assert await close(buffer) == {"s1-g0-e0": 0.0, "s1-g0-e1": 0.0}
+    assert (await buffer.counts()).drops == {REASON: 1}
+    with pytest.raises(StaleEpoch):
+        await buffer.seal(late.spec.id, late.epoch, Outcome(kind="submitted"))

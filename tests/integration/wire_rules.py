@@ -100,6 +100,10 @@ def append(m: Rules, id: bytes, epoch: bytes, seq: bytes, *pairs: bytes) -> None
         m.append(text(id), integer(epoch), first + i, int(tokens), head)
 
 
+def part_group(m: Rules, group: bytes, rest: bytes, least: bytes) -> bool:
+    return m.part_group(text(group), text(rest), integer(least, 1))
+
+
 def close_group(m: Rules, group: bytes, *windows: bytes) -> bool:
     need(len(windows) % 4 == 0)
     made = []
@@ -153,6 +157,7 @@ SCRIPTS: dict[str, Callable[..., Any]] = {
         text(id), integer(epoch), Verdict(score=number(score), evidence={"frame": text(frame(verdict, VERDICT))})
     ),
     "close_group": close_group,
+    "part_group": part_group,
     "lease": lease,
     "commit": lambda m, step: m.commit(integer(step)),
     "rollback": lambda m, step: m.rollback(integer(step)),

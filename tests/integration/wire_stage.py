@@ -63,8 +63,10 @@ tell_up_to("sealed", "sealed", 2)
 tell_up_to("running", "intended", 2)
 tell("intend", "intended-0", 1, 2, 5, encode(segment("intended-0", 2).turns[0]))
 tell_up_to("running", "running", 2)
+tell_up_to("judged", "parted", 2)
 tell_up_to("queued", "queued", 2)
 tell("admit", "queued-1", "queued", 2, "train", encode(spec("queued", 1, 2)))
+tell("admit", "parted-1", "parted", 2, "train", encode(spec("parted", 1, 2)))
 tell("publish_version", 0, "first")
 BUILT = len(CALLS)
 # And calls that do something from there: these are mutated, and those above once more.
@@ -84,6 +86,7 @@ tell("drop", "running-0", "straggler", 1)
 tell("next_to_judge", "judge", 1000, "fresh")
 tell("verdict", "sealed-0", 1, encode(HALF), "0.5")
 tell("close_group", *closing("complete"))
+tell("part_group", "parted", "parted-late", 1)
 tell("lease", 2, 1, 0)
 tell("lease", 2, 2, 0, 0, 1)
 tell("commit", 1)
@@ -175,7 +178,7 @@ class Stage:
         found = {"counts": {w: {text(f): int(n) for f, n in t.items() if int(n)} for w, t in counts.items()}}
         for key in episodes:
             episode = text(key).removeprefix(f"{self.prefix}episode:")
-            fields = ("state", "epoch", "failures", "owner", "reason", "snapshot")
+            fields = ("state", "epoch", "failures", "owner", "reason", "snapshot", "group")
             state, epoch, failures, *words = self.client.hmget(key, fields)
             n = self.client.llen(self.key("sizes", episode))
             found[episode] = (text(state), int(epoch), int(failures), *(text(word or b"") for word in words), n)
@@ -194,7 +197,7 @@ def told(model: Rules) -> dict[str, Any]:
     found: dict[str, Any] = {"counts": {what: {f: n for f, n in counts[what].items() if n} for what in tables}}
     for name, e in model.episodes.items():
         image = e.snapshot.image if e.snapshot else ""
-        found[name] = (e.state, e.epoch, e.failures, e.owner, e.reason, image, len(e.segments))
+        found[name] = (e.state, e.epoch, e.failures, e.owner, e.reason, image, e.group, len(e.segments))
     found["leases"], found["ready"], found["consumed"] = model.leases, model._ready(), model.consumed()
     found["forgotten"], found["numbers"] = model.forgotten, [model.committed, model.version]
     return found

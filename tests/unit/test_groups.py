@@ -2,7 +2,7 @@
 
 import pytest
 
-from klong_rl.advantages import klong
+from klong_rl.advantages import dr_grpo, klong, rloo
 from klong_rl.buffer.records import Member
 from klong_rl.groups import windows_of
 from klong_rl.types import Outcome, Verdict
@@ -37,3 +37,11 @@ def test_evaluation_and_what_was_dropped_become_no_windows():
     dropped = Member(spec("g", 0), None, None, [])
     evaluation = Member(spec("g", 0, purpose="eval"), Outcome(kind="submitted"), Verdict(score=1.0), [])
     assert windows_of([dropped, evaluation], klong) == []
+
+
+def test_a_late_episode_is_set_against_those_that_came_in_and_no_other_late_one():
+    came_in = {"g-7": 0.25, "g-8": 0.75}
+    advantages = {w.episode: w.advantage for w in windows_of(GROUP, rloo, came_in=came_in)}
+    assert advantages == {"g-0": 0.5, "g-1": 0.0, "g-2": -0.5}
+    with_its_own = {w.episode: w.advantage for w in windows_of(GROUP, dr_grpo, came_in=came_in)}
+    assert with_its_own == pytest.approx({"g-0": 1 / 3, "g-1": 0.0, "g-2": -1 / 3})

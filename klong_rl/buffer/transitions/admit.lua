@@ -9,7 +9,8 @@ if known then
   if known ~= spec then return conflict("episode", id) end
   return {"OK", 0}
 end
-local f = redis.call("HMGET", key("group", group), "size", "purpose")
+local f = redis.call("HMGET", key("group", group), "size", "purpose", "rest")
+if f[3] then return {"OK", 0} end -- all members were admitted; this one is of the rest, and archived with it
 local members = redis.call("LLEN", key("members", group))
 if f[1] and (tonumber(f[1]) ~= size or f[2] ~= purpose or members >= size) then return conflict("group", group) end
 

@@ -17,6 +17,7 @@ local epoch = e.epoch + 1
 redis.call("ZREM", key("queued"), id)
 redis.call("HSET", key("running"), id, epoch .. " " .. owner)
 redis.call("HSET", key("episode", id), "epoch", epoch, "owner", owner)
+redis.call("HSETNX", key("episode", id), "began", integer(now_ms()))
 move(e, "running")
 keep_receipt(request, {id, epoch})
 return answer(id, epoch)

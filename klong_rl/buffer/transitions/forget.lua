@@ -15,7 +15,7 @@ end
 for _, packed in ipairs(redis.call("LRANGE", key("refs", group), 0, -1)) do
   redis.call("DEL", key("window", cmsgpack.unpack(packed)[1]))
 end
-redis.call("DEL", key("group", group), key("members", group), key("refs", group))
+redis.call("DEL", key("group", group), key("members", group), key("refs", group), key("came_in", group))
 redis.call("ZREM", key("consumed"), group)
 redis.call("SADD", key("forgotten"), group)
 return {"OK", 1}

@@ -1,13 +1,15 @@
 -- Stands before every transition. KEYS[1] is "klong:{run}:"; every other key is made from it, so that all keys of a
 -- run lie in one slot of a Redis Cluster. A script answers {"OK", ...}, or {REFUSAL, facts...} having changed nothing.
 --
--- episode:ID      hash    spec group purpose rank state since epoch failures owner outcome kind verdict score reason,
+-- episode:ID      hash    spec group purpose rank state since began epoch failures owner outcome kind verdict score reason,
 --                         intended intended_tokens snapshot snapshot_at furthest timeout_s max_turns;
---                         since: the time (ms) it came into its state; furthest: the most segments before a rewind
+--                         since: the time (ms) it came into its state; began: of its first claim; furthest: the most segments before a rewind
 -- sizes:ID        list    action tokens of each segment; the index is the sequence number
 -- segment:ID:SEQ  string  encoded segment
 -- staged:ID:SEQ   string  encoded segment on its way there: written by the command before the script that moves it
--- group:ID        hash    size purpose rank done state order tokens, and once consumed by a commit: step
+-- group:ID        hash    size purpose rank done state order tokens, and once consumed by a commit: step;
+--                         once closed early: rest, the group that its late members became
+-- came_in:ID      hash    of such a rest: episode id -> score, of those that came in before
 -- members:ID      list    episode ids, as admitted
 -- refs:ID         list    window references of a group (MessagePack arrays)
 -- window:ID       string  encoded window
