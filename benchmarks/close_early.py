@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -43,8 +44,6 @@ TASK = Task(id="t", family="simulated", instruction="", image="")
 
 def member(index: int, thorough: bool, score: float) -> Member:
     """An episode as the buffer would have it; its id says the strategy."""
-    import numpy as np
-
     episode = f"{'thorough' if thorough else 'quick'}-{index}"
     spec = EpisodeSpec(
         id=episode, group="g", group_size=GROUP, stage=1, purpose="train", task=TASK, timeout_s=1.0, max_turns=1
@@ -115,7 +114,7 @@ def main() -> int:
             *(f"{row[name]:+.4f}" for name in ("true", "wait", "join", "drop")),
             f"{max(row[f'{way}_error'] for way in ('wait', 'join', 'drop')):.4f}",
         )  # fmt: skip
-    Console().print(table)
+    Console(width=130).print(table)
     if arguments.json:
         result = {"date": date.today().isoformat(), "groups": arguments.groups, "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

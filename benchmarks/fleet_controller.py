@@ -14,106 +14,30 @@ import itertools
 import random
 import time
 from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections import defaultdict
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from benchmarks.fleet_parts import AtOnce, Family, Timed, at_once
 from benchmarks.fleet_world import Engine, Events, World, work_s
 from klong_rl.admission import Admission
 from klong_rl.buffer import Result
 from klong_rl.buffer.rules import Rules
-from klong_rl.config import ActorsConfig, CurriculumConfig, RolloutConfig, StageConfig
+from klong_rl.config import CurriculumConfig, RolloutConfig, StageConfig
 from klong_rl.curriculum import Curriculum, StepOutcome
 from klong_rl.judging.lane import Lane, Urgency
 from klong_rl.lineage import within_reach
-from klong_rl.pacing import Ahead, EngineLook, Slots, StepPace
-from klong_rl.schedule import groups_to_admit
+from klong_rl.pacing import EngineLook, StepPace
 from klong_rl.supply import Supply
-from klong_rl.types import Outcome, Task, Verdict, Window
+from klong_rl.types import Outcome, Verdict, Window
 
 LOOK_S = 60.0  # at the engines
 LEARNER_LOOK_S = 5.0  # while it waits
 HIDDEN_MS = 3_600_000
 HOURS = (2, 4, 6)
 TOKENS_T, TARGETS_T, LOGPROBS_T = np.zeros(2, np.int32), np.ones(2, np.uint8), np.zeros(2, np.float32)
-
-
-class Family:
-    """Tasks with nothing in them."""
-
-    def train(self, difficulty: int, index: int) -> Task:
-        return Task(id=f"t{index}", family="simulated", instruction="", image="")
-
-
-class StalenessAlone:
-    """A rival of `Ahead`: the staleness bounds what is sampled ahead, and nothing else does."""
-
-    def __init__(self, rollout: RolloutConfig) -> None:
-        self._rollout = rollout
-
-    def observe(self, step: StepPace) -> None:
-        pass
-
-    def groups_to_admit(self, outstanding: int, queued: int, steps_left: int) -> int:
-        return groups_to_admit(outstanding, steps_left, self._rollout.groups_per_step, self._rollout.max_staleness)
-
-
-class FixedSlots:
-    """A rival of `Slots`: a number for each actor, whatever is seen."""
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-
-    def decide(self, looks: Sequence[EngineLook], to_judge: int, now: float) -> dict[str, int]:
-        return {look.actor: self._slots for look in looks}
-
-
-class Timed:
-    """CPU seconds and calls, by what was asked."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-
-    def __call__(self, what: str, call: Callable[..., Any], *arguments: Any, n: int = 1) -> Any:
-        """`n`: of how many events it is the answer."""
-        began = time.thread_time_ns()
-        answer = call(*arguments)
-        self.seconds[what] += (time.thread_time_ns() - began) / 1e9
-        self.calls[what] += n
-        return answer
-
-    @property
-    def per_event_us(self) -> float:
-        return 1e6 * self.seconds.total() / self.calls.total()
-
-
-class AtOnce:
-    """The buffer's methods that Supply awaits, answered by the rules."""
-
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-
-    async def admit(self, spec: Any) -> bool:
-        return self._rules.admit(spec)
-
-    async def n_queued(self) -> int:
-        return self._rules.states["queued"]
-
-    async def group_states(self, groups: Sequence[str]) -> dict[str, str]:
-        return {name: self._rules.groups[name].state for name in groups if name in self._rules.groups}
-
-
-def at_once(work: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine that waits for nothing returns."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return end.value
-    raise RuntimeError("it waits for something, and here is no event loop")
 
 
 class Fleet:
@@ -125,9 +49,9 @@ class Fleet:
         self.lane = Lane(world.requests_per_s, 4 * world.judges)
         stages = [StageConfig(timeout_s=3600.0 * hours, max_turns=1, steps=world.steps) for hours in HOURS]
         self.curriculum = Curriculum(CurriculumConfig(stages=stages))
-        admission = Admission(AtOnce(self.rules), lambda text: None)
-        clock = lambda: self.events.now  # noqa: E731
-        self.supply = Supply(rollout, AtOnce(self.rules), Family(), admission, ahead, clock)
+        buffer = AtOnce(self.rules, self._age_s)
+        admission = Admission(buffer, lambda text: None)
+        self.supply = Supply(rollout, buffer, Family(), admission, ahead, lambda: self.events.now)
         self.ahead = ahead
         self.engines = [Engine(f"e{i}", world, self.events, self._done) for i in range(world.engines)]
         self._draw = random.Random(world.seed)
@@ -210,6 +134,11 @@ class Fleet:
     def _done(self, episode: str) -> None:
         self._over(episode, "submitted")
 
+    def _age_s(self, episode: str) -> float:
+        if episode not in self._began:
+            return 0.0
+        return self._ended.get(episode, self.events.now) - self._began[episode]
+
     def _over(self, episode: str, kind: str) -> None:
         engine = self._at.pop(episode)
         self._worked[episode] = engine.end(episode)
@@ -226,7 +155,7 @@ class Fleet:
         while self._judging < self.world.judges and self.rules.states["sealed"] > self._judging:
             request = f"judge:{next(self._requested)}"
             job = self.timed("judge", self.rules.next_to_judge, "judge", HIDDEN_MS, request, now_ms)
-            group = self.rules.groups[job.spec.group]
+            group = self.rules.groups[self.rules.episodes[job.spec.id].group]
             n_open = sum(self.rules.episodes[i].state in ("queued", "running") for i in group.members)
             self.timed("rank", self.lane.rank, job.spec.group, Urgency(True, n_open > 0, group.rank[1]))
             self._judging += 1
@@ -267,13 +196,13 @@ class Fleet:
         """One for each `window_s` of work, sampled by the versions published by its beginning and its end."""
         began, ended = self._began[episode], self._ended[episode]
         n = max(1, round(self._worked[episode] / self.world.window_s))
-        spec, windows = self.rules.episodes[episode].spec, []
+        held, windows = self.rules.episodes[episode], []
         for i in range(n):
             since, until = (began + (ended - began) * at / n for at in (i, i + 1))
             first, last = bisect_right(self._published, since), bisect_right(self._published, until)
             windows.append(
                 Window(
-                    id=f"{episode}/{len(windows)}", episode=episode, group=spec.group, stage=spec.stage,
+                    id=f"{episode}/{len(windows)}", episode=episode, group=held.group, stage=held.spec.stage,
                     tokens_T=TOKENS_T, targets_T=TARGETS_T, logprobs_T=LOGPROBS_T, versions=((first, 1), (last, 1)),
                 )
             )  # fmt: skip
@@ -287,6 +216,7 @@ class Fleet:
         at_once(self.supply.admit(self.curriculum.steps_left))
         self.timed.seconds["admit"] += (time.thread_time_ns() - began) / 1e9
         self.timed.calls["admit"] += 1 + self.rules.order - admitted
+        self._close()
         self._claim()
         oldest, dead = within_reach(self.lineage, self.step, self.rollout.max_staleness)
         n = self.rollout.groups_per_step
@@ -327,13 +257,9 @@ class Fleet:
             self.curriculum.enter(move)
             self.supply.begin(self.curriculum.stage, self.curriculum.settings)
         self._waits_since = self.events.now
-        self._learner_looks()
+        if not self.curriculum.finished:
+            self._learner_looks()
 
     def _result(self, episode: str) -> Result:
         e = self.rules.episodes[episode]
         return Result(e.outcome, e.verdict, 1, self._ended[episode])
-
-
-def pacing(world: World, rollout: RolloutConfig) -> tuple[Slots, Ahead]:
-    """Ours: bounds, and no number."""
-    return Slots(ActorsConfig(min_episodes=1, episodes=64), world.sandboxes), Ahead(rollout)

@@ -5,6 +5,7 @@ around them is made up, in benchmarks/fleet_world.py: engines that slow down as 
 cache is full, episodes whose work is log-normal, KLong's timeouts of 2, 4 and 6 hours, a judge model with a rate. The
 rivals run through the same code, with another policy in the place of klong_rl.pacing:
 
+    klong_rl, closing early   groups of 8 don't wait for their last 2 (klong_rl.closing)
     one batch at a time   a step's groups are sampled, all of them, then trained (synchronous)
     all the sandboxes     as many episodes an engine as there are sandboxes for it; the staleness bounds what is ahead
     what surely fits      as many episodes an engine as its cache holds contexts of the greatest length
@@ -26,48 +27,59 @@ from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fleet_controller import FixedSlots, Fleet, StalenessAlone, pacing
+from benchmarks.fleet_controller import Fleet
+from benchmarks.fleet_parts import FixedSlots, StalenessAlone, pacing
 from benchmarks.fleet_world import World
-from klong_rl.config import RolloutConfig
+from klong_rl.config import CloseEarlyConfig, RolloutConfig
 
 SIZES = (100, 300, 1_000, 3_000, 10_000)
 BAR = 1.5  # times the cost of an event at the least size, at any other
 COLUMNS = ("hours", "trained windows/h", "learner busy", "sandboxes busy", "stale", "mean age", "most", "queued",
            "to judge", "wait in an engine")  # fmt: skip
 
-Policy = Callable[[World, RolloutConfig], tuple[Any, Any]]
+Pace = Callable[[World, RolloutConfig], tuple[Any, Any]]  # what stands for klong_rl.pacing's Slots and Ahead
 
 
-def rollout_of(world: World, max_staleness: int) -> RolloutConfig:
+class Policy(NamedTuple):
+    pace: Pace
+    max_staleness: int
+    close_early: CloseEarlyConfig = CloseEarlyConfig()
+
+
+def rollout_of(world: World, policy: Policy) -> RolloutConfig:
     return RolloutConfig(
-        groups_per_step=world.groups_per_step, group_size=world.group_size, max_staleness=max_staleness
+        groups_per_step=world.groups_per_step,
+        group_size=world.group_size,
+        max_staleness=policy.max_staleness,
+        close_early=policy.close_early,
     )
 
 
-def fixed(slots: Callable[[World], int]) -> Policy:
+def fixed(slots: Callable[[World], int]) -> Pace:
     return lambda world, rollout: (FixedSlots(slots(world)), StalenessAlone(rollout))
 
 
-def policies(world: World) -> dict[str, tuple[Policy, int]]:
-    """By name: the policy, and its staleness."""
-    every = lambda world: -(-world.sandboxes // world.engines)  # noqa: E731
+def policies(world: World) -> dict[str, Policy]:
+    every = fixed(lambda world: -(-world.sandboxes // world.engines))
+    early = CloseEarlyConfig(members=world.group_size - 2, patience=2.0)
     return {
-        "klong_rl": (pacing, world.max_staleness),
-        "one batch at a time": (fixed(every), 0),
-        "all the sandboxes": (fixed(every), world.max_staleness),
-        "what surely fits": (fixed(lambda world: world.fits), world.max_staleness),
+        "klong_rl": Policy(pacing, world.max_staleness),
+        "klong_rl, closing early": Policy(pacing, world.max_staleness, early),
+        "one batch at a time": Policy(every, 0),
+        "all the sandboxes": Policy(every, world.max_staleness),
+        "what surely fits": Policy(fixed(lambda world: world.fits), world.max_staleness),
     }
 
 
-def measure(world: World, policy: Policy, max_staleness: int) -> dict[str, Any]:
+def measure(world: World, policy: Policy) -> dict[str, Any]:
     """One run to the end of its curriculum."""
-    rollout = rollout_of(world, max_staleness)
-    fleet = Fleet(world, *policy(world, rollout), rollout)
+    rollout = rollout_of(world, policy)
+    fleet = Fleet(world, *policy.pace(world, rollout), rollout)
     gc.collect()
     gc.disable()
     try:
@@ -94,15 +106,13 @@ def measure(world: World, policy: Policy, max_staleness: int) -> dict[str, Any]:
 
 
 def compare(world: World) -> dict[str, Any]:
-    return {name: measure(world, policy, bound) for name, (policy, bound) in policies(world).items()}
+    return {name: measure(world, policy) for name, policy in policies(world).items()}
 
 
 def costs(world: World, repeat: int) -> dict[str, Any]:
-    found = {}
+    found, ours = {}, policies(world)["klong_rl"]
     for sandboxes in SIZES:
-        runs = [
-            measure(replace(world, sandboxes=sandboxes, seed=i), pacing, world.max_staleness) for i in range(repeat)
-        ]
+        runs = [measure(replace(world, sandboxes=sandboxes, seed=i), ours) for i in range(repeat)]
         found[str(sandboxes)] = {
             "engines": replace(world, sandboxes=sandboxes).engines,
             "events": runs[0]["events"],

@@ -4,9 +4,10 @@ A group is closed early (`rollout.close_early`) once at least `members` of its e
 others has run, since it was first claimed, for longer than `patience` times the median of those that came in. An
 episode that wasn't claimed yet isn't late: its group waits for it. What becomes of the late ones is `late`:
 
-`join`  They go on, as a group of their own (its name ends in "-late"), and are trained when they come, each against the
-        scores that had come in when the group was closed. It isn't closed early again: its episodes' own limits end it,
-        and what got too stale by then is dropped with that reason.
+`join`  They go on, as a group of their own (its name ends in "-late"), each to be set against the scores that had come
+        in when its group was closed. They are trained when all of them have come, beside the groups that a step waits
+        for: no step waits for them, and they don't count as sampled ahead. Their own limits end them, and what got too
+        stale by then is dropped with that reason.
 `drop`  They are dropped, with that as the reason.
 
 What each does to the gradient is in docs/curriculum.md. The buffer's transitions are atomic and act once, so a driver
@@ -56,26 +57,22 @@ class EarlyClosing:
         self._next = float("-inf")
         self._groups = self._episodes = 0
 
-    async def look(self, groups: Sequence[str]) -> list[str]:
-        """Close those of `groups`, open ones, that are overdue; the names of the groups of late ones that came of it.
-
-        Does nothing where it looked less than LOOK_S ago.
-        """
+    async def look(self, groups: Sequence[str]) -> None:
+        """Close those of `groups`, open ones, that are overdue. Does nothing where it looked less than LOOK_S ago."""
         if not self._rule.members or self._clock() < self._next:
-            return []
+            return
         self._next = self._clock() + LOOK_S
-        rests = []
         for group in groups:
-            if is_rest(group) or not is_overdue(ages := await self._buffer.ages(group), self._rule):
+            ages = await self._buffer.ages(group)
+            if not is_overdue(ages, self._rule):
                 continue
             late = [age.episode for age in ages if age.state not in FINAL]
-            if self._rule.late == "drop":
+            if self._rule.late == "join":
+                await self._buffer.part_group(group, rest_of(group), self._rule.members)
+            else:
                 for episode in late:
                     await self._buffer.drop(episode, REASON)
-            elif await self._buffer.part_group(group, rest_of(group), self._rule.members):
-                rests.append(rest_of(group))
             self._groups, self._episodes = self._groups + 1, self._episodes + len(late)
-        return rests
 
     def metrics(self) -> dict[str, float]:
         """Since this life of the learner began; nothing where groups aren't closed early."""

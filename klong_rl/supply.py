@@ -1,7 +1,8 @@
 """The groups of training episodes that a run keeps going: admitted as far ahead of learning as `Ahead` has it.
 
 Groups that an earlier stage, or an earlier life of the learner, left over are trained too, in later steps: they count
-as sampled ahead until they are leased. A baseline never mixes stages, since a group is of one.
+as sampled ahead until they are leased. A baseline never mixes stages, since a group is of one. The late members of a
+group that was closed early don't count: they are leased beside the groups that a step waits for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import islice
 
 from klong_rl.admission import Admission
 from klong_rl.buffer import Buffer, Result
-from klong_rl.closing import EarlyClosing
+from klong_rl.closing import EarlyClosing, is_rest
 from klong_rl.config import RolloutConfig, StageConfig
 from klong_rl.pacing import Ahead
 from klong_rl.schedule import OUTSTANDING, training_group
@@ -51,7 +52,8 @@ class Supply:
     async def find(self) -> None:
         """Take up the groups that are in the buffer already."""
         running = [each.group for each in await self._buffer.in_progress() if each.purpose == "train"]
-        self._outstanding = dict.fromkeys(running + await self._buffer.ready_groups())
+        found = running + await self._buffer.ready_groups()
+        self._outstanding = dict.fromkeys(group for group in found if not is_rest(group))
 
     def begin(self, stage: int, settings: StageConfig) -> None:
         """From here on admit groups of `stage`. Those that the buffer knows come first, and are known again."""
@@ -66,8 +68,7 @@ class Supply:
     async def admit(self, steps_left: int) -> None:
         """Admit what may start now; `steps_left`, the most steps of this stage to come, bounds it too."""
         states = await self._look(list(islice(self._outstanding, LOOK_AT)))
-        rests = await self._closing.look([group for group, state in states.items() if state == "open"])
-        self._outstanding |= dict.fromkeys(rests)
+        await self._closing.look([group for group, state in states.items() if state == "open"])
         size, queued = self._config.group_size, await self._buffer.n_queued()
         while self._ahead.groups_to_admit(len(self._outstanding), queued, steps_left) > 0:
             specs = training_group(self._family, self._stage, self._settings, self._next_index, size)

@@ -246,6 +246,7 @@ class Buffer(Reader):
     ) -> list[WindowRef]:
         """The windows of `n_groups` whole groups for a step, those closed first coming first.
 
+        Beside them come the rests of groups that were closed early, as far as they closed before the last of these.
         Windows with a token sampled before `oldest_version`, or by one of `dead_versions` (which did not survive a
         restore), are dropped as stale and counted on the way; a group left without windows is consumed. If fewer than
         `n_groups` groups are left, the answer is empty and nothing is leased. The same step again gets the same

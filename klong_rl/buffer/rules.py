@@ -246,11 +246,12 @@ class Rules(RunState):
         if step <= self.committed:
             raise Committed(step, self.committed)
         if step not in self.leases:
-            picked: list[str] = []
-            while len(picked) < n_groups and (name := self._ready_line.pop()) is not None:
+            picked, counted = [], 0
+            while counted < n_groups and (name := self._ready_line.pop()) is not None:
                 if self._freshen(self.groups[name], oldest_version, dead_versions):
                     picked.append(name)
-            if len(picked) < n_groups:
+                    counted += not self.groups[name].came_in
+            if counted < n_groups:
                 for name in picked:
                     self._ready_line.add(self.groups[name].order, name)
                 return []

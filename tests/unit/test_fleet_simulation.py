@@ -9,21 +9,24 @@ from benchmarks.fleet_world import Engine, Events, World, speed
 SMALL = World(sandboxes=100, steps=6)
 
 
-def test_a_run_trains_each_group_once_within_the_bounds_and_ends_with_nothing_left():
-    policy, bound = policies(SMALL)["klong_rl"]
-    rollout = rollout_of(SMALL, bound)
-    fleet = Fleet(SMALL, *policy(SMALL, rollout), rollout)
+@pytest.mark.parametrize("name", ["klong_rl", "klong_rl, closing early"])
+def test_a_run_trains_within_the_bounds_to_its_end(name):
+    policy = policies(SMALL)[name]
+    rollout = rollout_of(SMALL, policy)
+    fleet = Fleet(SMALL, *policy.pace(SMALL, rollout), rollout)
     fleet.run()
     assert fleet.step == 3 * SMALL.steps and fleet.curriculum.finished
-    assert max(fleet.samples["staleness_max"]) <= bound
+    assert max(fleet.samples["staleness_max"]) <= policy.max_staleness
     assert max(fleet.samples["running"]) <= 1.0
     counts = fleet.rules.window_counts
     assert counts["consumed"] == fleet.trained_windows
-    assert sum(fleet.rules.outcomes["train"].values()) >= fleet.step * rollout.groups_per_step * rollout.group_size
+    judged = sum(fleet.rules.outcomes["train"].values())
+    assert judged >= fleet.step * rollout.groups_per_step * (policy.close_early.members or rollout.group_size)
+    assert (fleet.supply.metrics().get("groups_closed_early", 0) > 0) == bool(policy.close_early.members)
 
 
 def test_pacing_trains_more_than_a_batch_at_a_time_or_what_surely_fits():
-    rate = {name: measure(SMALL, *policy)["trained_windows_per_h"] for name, policy in policies(SMALL).items()}
+    rate = {name: measure(SMALL, policy)["trained_windows_per_h"] for name, policy in policies(SMALL).items()}
     assert rate["klong_rl"] > 2 * rate["one batch at a time"]
     assert rate["klong_rl"] > rate["what surely fits"]
 

@@ -1,5 +1,6 @@
 -- ARGV: step, n_groups, oldest_version, dead versions. Answers the window references of n_groups groups, those closed
--- first coming first. With fewer fresh groups than that nothing is leased. A step leased before gets what it got.
+-- first coming first, and of the rests of others (part_group), which don't count, those that closed before the last of
+-- them. With fewer fresh groups than that nothing is leased. A step leased before gets what it got.
 local step, n_groups, oldest, dead = integer(int(1, "step")), int(2, "n_groups"), int(3, "oldest_version"), {}
 if n_groups < 1 or tonumber(step) < 0 then malformed("step and n_groups", "0 or more, and 1 or more") end
 for i = 4, #ARGV do dead[int(i, "dead version")] = true end
@@ -51,14 +52,17 @@ end
 
 local before = redis.call("LRANGE", key("lease", step), 0, -1)
 if #before > 0 then return answer(before) end
-local groups = {}
+local groups, counted = {}, 0
 repeat -- a few at a time: what was fresh stands before these, what was not has left
   local next_ones = redis.call("ZRANGE", key("ready"), #groups, #groups + n_groups - 1)
   for _, group in ipairs(next_ones) do
-    if #groups < n_groups and freshen(group) then groups[#groups + 1] = group end
+    if counted < n_groups and freshen(group) then
+      groups[#groups + 1] = group
+      counted = counted + 1 - redis.call("EXISTS", key("came_in", group))
+    end
   end
-until #groups == n_groups or #next_ones == 0
-if #groups < n_groups then return {"OK"} end
+until counted == n_groups or #next_ones == 0
+if counted < n_groups then return {"OK"} end
 for _, group in ipairs(groups) do
   redis.call("ZREM", key("ready"), group)
   redis.call("HSET", key("group", group), "state", "leased")
