@@ -5,7 +5,7 @@ around them is made up, in benchmarks/fleet_world.py: engines that slow down as 
 cache is full, episodes whose work is log-normal, KLong's timeouts of 2, 4 and 6 hours, a judge model with a rate. The
 rivals run through the same code, with another policy in the place of klong_rl.pacing:
 
-    klong_rl, closing early   groups of 8 don't wait for their last 2 (klong_rl.closing)
+    closing early         klong_rl too: groups of 8 don't wait for their last 2 (klong_rl.closing)
     one batch at a time   a step's groups are sampled, all of them, then trained (synchronous)
     all the sandboxes     as many episodes an engine as there are sandboxes for it; the staleness bounds what is ahead
     what surely fits      as many episodes an engine as its cache holds contexts of the greatest length
@@ -13,7 +13,7 @@ rivals run through the same code, with another policy in the place of klong_rl.p
 The second table is the cost: CPU seconds inside the rules by the number of things that happened, at 100 to 10,000
 sandboxes (and 5 to 512 engines, groups a step in proportion), the garbage collector off; the median of `--repeat` runs.
 
-    python -m benchmarks.fleet_simulation [--repeat 3] [--json OUT]
+    python -m benchmarks.fleet_simulation [--repeat 3] [--sandboxes 10000] [--steps 24] [--json OUT]
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from benchmarks.fleet_world import World
 from klong_rl.config import CloseEarlyConfig, RolloutConfig
 
 SIZES = (100, 300, 1_000, 3_000, 10_000)
+COST_STEPS = 4  # of each stage, where the cost is measured
 BAR = 1.5  # times the cost of an event at the least size, at any other
 COLUMNS = ("hours", "trained windows/h", "learner busy", "sandboxes busy", "stale", "mean age", "most", "queued",
            "to judge", "wait in an engine")  # fmt: skip
@@ -146,15 +147,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="runs of each size, for the cost")
     parser.add_argument("--sandboxes", type=int, default=10_000, help="of the comparison")
+    parser.add_argument("--steps", type=int, default=24, help="of each stage, in the comparison")
     parser.add_argument("--json", type=Path, help="write all that was measured there")
     arguments = parser.parse_args()
-    world = World(sandboxes=arguments.sandboxes)
+    world = World(sandboxes=arguments.sandboxes, steps=arguments.steps)
     result = {
         "date": date.today().isoformat(),
         "python": platform.python_version(),
         "world": asdict(world),
+        "costs": costs(replace(world, steps=COST_STEPS), arguments.repeat),
         "policies": compare(world),
-        "costs": costs(world, arguments.repeat),
     }
     show(result, Console(width=160))
     if arguments.json:
