@@ -10,7 +10,7 @@ score, whose gradient is p (1 - p) (1.0 - 0.6). For groups of 8 that are closed 
     join   late episodes are trained when they come, against those that came in
     drop   late episodes are dropped
 
-    python -m benchmarks.close_early [--groups 4000] [--json OUT]
+    python -m benchmarks.close_early [--groups 1000] [--json OUT]
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def measure(times: float, p: float, groups: int) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--groups", type=int, default=4000)
+    parser.add_argument("--groups", type=int, default=1000)
     parser.add_argument("--json", type=Path, help="write all that was measured there")
     arguments = parser.parse_args()
     rows = [measure(times, p, arguments.groups) for p in (0.2, 0.8) for times in TIMES]
