@@ -203,6 +203,7 @@ class LearnerConfig:
     num_gpus: float = 0.0
     checkpoint_every: int = 4  # steps; a stage's last step always has one
     keep_checkpoints: int = 2
+    async_checkpoints: bool = True  # written beside the steps that follow, by a fork of each rank
 
 
 @dataclass

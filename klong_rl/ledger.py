@@ -1,7 +1,7 @@
 """The ledger of what was trained: `RUN_DIR/trained.jsonl`, one line a learner step of the weights that survive.
 
-Written once the step is learned, durable before the checkpoint that holds the step is complete, cut back with it when
-the run goes back. So an auditor can hold the archive against it: each action token sampled was trained once, or has a
+Written once the step is learned, durable before the checkpoint that holds the step is begun, cut back with it when the
+run goes back. So an auditor can hold the archive against it: each action token sampled was trained once, or has a
 reason why not.
 """
 
@@ -41,20 +41,23 @@ class Ledger:
 
     def __init__(self, run_dir: Path, restored_step: int = 0) -> None:
         self._lines = StepLines(run_dir / LEDGER_FILE, TrainedStep, restored_step)
-        self._since_sync: dict[str, int] = {}  # group -> step
+        self._steps: dict[str, int] = {}  # group -> step
 
     def trained(self, groups: Sequence[str]) -> dict[str, int]:
-        """Those of `groups` that were trained since the last `sync`, with their step."""
-        return {group: self._since_sync[group] for group in groups if group in self._since_sync}
+        """Those of `groups` that were trained in this life and not forgotten since, with their step."""
+        return {group: self._steps[group] for group in groups if group in self._steps}
 
     def write(self, entry: TrainedStep) -> None:
         self._lines.write(entry)
-        self._since_sync |= dict.fromkeys(entry.groups, entry.step)
+        self._steps |= dict.fromkeys(entry.groups, entry.step)
 
     def sync(self) -> None:
         """All steps written are durable when this returns."""
         self._lines.sync()
-        self._since_sync.clear()
+
+    def forget(self, step: int) -> None:
+        """The groups of steps up to `step`: a durable checkpoint holds them."""
+        self._steps = {group: trained for group, trained in self._steps.items() if trained > step}
 
     def close(self) -> None:
         self._lines.close()

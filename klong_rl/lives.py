@@ -105,4 +105,5 @@ class LearnerLives:
         finally:
             if learner is not None:
                 learner.shutdown()
+            self.checkpoints.discard()
             ledger.close()

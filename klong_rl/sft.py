@@ -129,6 +129,7 @@ class FineTuning:
             await in_thread(training.run, stop=learner.shutdown)
         finally:
             learner.shutdown()
+            self.checkpoints.discard()
 
     def _state(self) -> SftState:
         newest = self.checkpoints.newest()

@@ -7,7 +7,9 @@
             lease the groups closed first                 waits for them; ended by `rollout.step_timeout_s`
             train on their windows                        the learner
             publish the weights                           engines pause and go on; the version grows
-            checkpoint, then commit what it was trained on; what is committed is archived, beside the next steps
+            every few steps, begin a checkpoint           written beside the next steps
+            once it is durable, commit what it holds      what is committed is archived, beside the next steps too
+        finish the checkpoint of the last step
         evaluate again
 
 The loop owns no state of its own: episodes, windows and versions are in the buffer, the rest is in the checkpoint.
@@ -28,7 +30,7 @@ from klong_rl.agreement import Gap, measure_gap
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, Result, WindowRef
 from klong_rl.buffer.archive import Archiver
-from klong_rl.checkpoints import Checkpoints, RunState
+from klong_rl.checkpoints import Checkpoints, RunState, Saver
 from klong_rl.config import RunConfig
 from klong_rl.curriculum import Curriculum, Move, StepOutcome
 from klong_rl.errors import LeaseLost, Stuck
@@ -84,6 +86,8 @@ class Training:
         self._held_out = HeldOut(config, state, buffer, fleet, family, admission, log, self._update_checkpoint)
         self._began = began
         self._leased_at = 0.0
+        self._saver = Saver(checkpoints, learner)
+        self._finish_from = 0.0  # when the checkpoint under way may be finished, on the monotonic clock
 
     async def run(self) -> None:
         """Train through the stages that are left."""
@@ -161,8 +165,10 @@ class Training:
                 },
             )
         )
-        if step % self.config.learner.checkpoint_every == 0 or self.curriculum.decide() is not None:
-            await self._checkpoint(number)
+        ends = self.curriculum.decide() is not None
+        if ends or step % self.config.learner.checkpoint_every == 0:
+            await self._begin_checkpoint(number)
+        await self._finish_checkpoint(wait=ends or not self.config.learner.async_checkpoints)
 
     async def _lease(self, step: int) -> list[WindowRef]:
         """The windows of the next step, admitting episodes until there are enough."""
@@ -177,6 +183,7 @@ class Training:
                 self._check_untrained(step, refs)
                 return refs
             self.fleet.check()
+            await self._finish_checkpoint(wait=False)
             if time.monotonic() > until:
                 counts = await self.buffer.counts()
                 raise Stuck(
@@ -228,20 +235,26 @@ class Training:
         self.state.episodes[number] = self.state.episodes.get(number, 0) + len(scored)
         self.state.wall_s = time.monotonic() - self._began
 
-    async def _checkpoint(self, number: int) -> None:
+    async def _begin_checkpoint(self, number: int) -> None:
+        """Of the run as it stands now; it is written while training goes on."""
         self.log.phase("checkpoint", number)
+        await self._finish_checkpoint(wait=True)
+        self.ledger.sync()
+        await self._learn(self._saver.begin, self.state)
+        # After a loss of power, a lease that this checkpoint holds must not be unknown to Redis.
+        self._finish_from = self._leased_at + (FSYNC_S if self.config.buffer.fsync != "always" else 0.0)
 
-        def write(folder: Path) -> None:
-            self.learner.save(folder / "megatron")
-            self.learner.save_hf(folder / "hf")
-            self.ledger.sync()
-            # After a loss of power, a lease that this checkpoint holds must not be unknown to Redis.
-            if self.config.buffer.fsync != "always":
-                time.sleep(max(0.0, self._leased_at + FSYNC_S - time.monotonic()))
-
-        await self._learn(self.checkpoints.save, self.state, write)
-        await self.buffer.commit(self.state.step)
-        self.archiver.start()
+    async def _finish_checkpoint(self, wait: bool) -> None:
+        """Commit what the checkpoint under way holds, if there is one and it is durable; `wait` until it is."""
+        left = self._finish_from - time.monotonic()
+        if not self._saver.under_way or (left > 0 and not wait):
+            return
+        await asyncio.sleep(max(0.0, left))
+        step = await self._learn(self._saver.finish, wait)
+        if step is not None:
+            await self.buffer.commit(step)
+            self.ledger.forget(step)
+            self.archiver.start()
 
     def _update_checkpoint(self) -> None:
         self.state.wall_s = time.monotonic() - self._began

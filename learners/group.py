@@ -95,9 +95,16 @@ class LearnerGroup:
         """Write the weights as a Hugging Face folder."""
         self._call_all("save_hf", folder)
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; durable when it returns."""
-        self._call_all("save", folder)
+    def begin_save(self, folder: Path) -> None:
+        """Begin to write a checkpoint, FOLDER/megatron, and the weights beside it, FOLDER/hf, as they are now.
+
+        The ranks write beside what they are called for next. One at a time: `finish_save` comes before another.
+        """
+        self._call_all("begin_save", folder)
+
+    def finish_save(self, wait: bool = True) -> bool:
+        """Whether what was begun is all written; `wait` until it is. LearnerFailure names a folder that can't be."""
+        return self._call_all("finish_save", wait)[0]
 
     def load(self, folder: Path) -> int:
         """Load a checkpoint; returns the step it was saved after."""

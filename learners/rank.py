@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ class Rank:
         store = self._store if self._rank == 0 else process.connect_store(address, self._job)
         self._device = process.join(self._job, self._rank, store)
         self._model = model.build(self._job)
+        self._saving = checkpoint.Saving()
         if "reference" in self._objectives["train"].needs:
             self._reference = Reference(self._model)
         from megatron.core import parallel_state
@@ -106,22 +108,30 @@ class Rank:
         return None
 
     def export(self) -> dict[str, torch.Tensor]:
-        """HF-named whole tensors on rank 0, nothing on the others."""
-        tensors = model.export(self._model)
-        if self._rank == 0:
-            return dict(tensors)
-        for _ in tensors:
-            pass
-        return {}
+        """HF-named whole tensors on rank 0, in host memory; nothing on the others."""
+        tensors = {}
+        for name, tensor in model.export(self._model):
+            if self._rank == 0:
+                tensors[name] = tensor.cpu()
+        return tensors
 
     def save_hf(self, folder: Path) -> None:
         """Write the weights as a Hugging Face folder."""
         if tensors := self.export():
             model.save_hf(self._job.model, folder, tensors)
 
-    def save(self, folder: Path) -> None:
-        """Checkpoint weights, optimizer, schedule and step; durable when it returns."""
-        checkpoint.save(self._model, folder, self._step)
+    def begin_save(self, folder: Path) -> None:
+        """Begin to write a checkpoint, FOLDER/megatron, and the weights beside it, FOLDER/hf.
+
+        All of it as it is now: training may go on once this returns.
+        """
+        tensors = self.export()
+        write_hf = partial(model.save_hf, self._job.model, folder / "hf", tensors) if tensors else None
+        self._saving.begin(self._model, folder / "megatron", self._step, beside=write_hf)
+
+    def finish_save(self, wait: bool) -> bool:
+        """Whether all of it is written, on all ranks; `wait` until it is. FOLDER/megatron is durable then."""
+        return self._saving.finish(wait)
 
     def load(self, folder: Path) -> int:
         """Become what was saved, bit for bit; returns the last step trained."""

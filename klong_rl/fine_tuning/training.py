@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from klong_rl.buffer import WindowRef
-from klong_rl.checkpoints import Checkpoints
+from klong_rl.checkpoints import Checkpoints, Saver
 from klong_rl.fine_tuning.config import SftConfig
 from klong_rl.fine_tuning.stream import Batch, Position, WindowStream
 from klong_rl.step_lines import StepLines
@@ -69,7 +69,7 @@ class SftTraining:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._checkpoints = checkpoints
+        self._saver = Saver(checkpoints, learner)
         self._learner = learner
         self._stream = stream
         self._held_out = held_out
@@ -108,9 +108,7 @@ class SftTraining:
         self._lines.write(metrics)
         self._tell(metrics)
         if is_last or step % self._config.learner.checkpoint_every == 0:
+            self._saver.finish(wait=True)
             self._lines.sync()
-            self._checkpoints.save(state, self._write)
-
-    def _write(self, folder: Path) -> None:
-        self._learner.save(folder / "megatron")
-        self._learner.save_hf(folder / "hf")
+            self._saver.begin(state)
+        self._saver.finish(wait=is_last or not self._config.learner.async_checkpoints)

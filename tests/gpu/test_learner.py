@@ -69,10 +69,11 @@ def test_what_is_published_is_the_model_in_bfloat16(rank, folder):
 def test_a_checkpoint_goes_on_where_it_was(rank, windows, tmp_path):
     given = {window.id: window for window in windows}
     rank.sft_step(share(rank, windows), given)
-    rank.save(tmp_path / "step-1")
+    rank.begin_save(tmp_path)
     first = rank.sft_step(share(rank, windows), given)["sums"]["loss_sum"]
     weights = {name: tensor.clone() for name, tensor in rank.export().items()}
-    rank.load(tmp_path / "step-1")
+    assert rank.finish_save(wait=True)
+    rank.load(tmp_path / "megatron")
     again = rank.sft_step(share(rank, windows), given)["sums"]["loss_sum"]
     assert again == pytest.approx(first, rel=1e-5)
     off = max(float((tensor - weights[name]).abs().max()) for name, tensor in rank.export().items())

@@ -236,16 +236,20 @@ def test_a_checkpoint_resumes_bit_for_bit(group, second_group, windows, tmp_path
     """In another group, whose ranks fetch the windows from the buffer."""
     for step in (1, 2):
         group.train_step(step, 1, refs(windows), windows)
-    group.save(tmp_path / "step-2")
-    straight = group.train_step(3, 1, refs(windows), windows)
+    begun = published(group, 2)
+    group.begin_save(tmp_path / "step-2")
+    straight = group.train_step(3, 1, refs(windows), windows)  # while step 2 is being written
     wanted = published(group, 3)
+    assert group.finish_save()
 
-    assert second_group.load(tmp_path / "step-2") == 2
+    assert second_group.load(tmp_path / "step-2" / "megatron") == 2
     resumed = second_group.train_step(3, 1, refs(windows))
 
     assert (resumed["loss"], resumed["grad_norm"]) == (straight["loss"], straight["grad_norm"])
     assert_same(published(second_group, 3), wanted, 0)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+    assert sorted(path.name for path in (tmp_path / "step-2").iterdir()) == ["hf", "megatron"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "step-2" / "hf", dtype=torch.float32)
+    assert_same(dict(model.state_dict()), begun, 0)
 
 
 def test_a_killed_rank_is_named_and_its_group_is_over(second_group, windows):
@@ -263,13 +267,14 @@ def test_a_killed_rank_is_named_and_its_group_is_over(second_group, windows):
 @pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}])
 def test_other_layouts_train_the_same(group, folder, windows, layout, tmp_path, tmp_path_factory):
     """From one checkpoint, saved under two data ranks, a step of each layout is the same but for rounding."""
-    group.save(tmp_path / "start")
-    step = group.load(tmp_path / "start") + 1
+    group.begin_save(tmp_path)
+    group.finish_save()
+    step = group.load(tmp_path / "megatron") + 1
     metrics = group.train_step(step, 1, refs(windows), windows)
     wanted = published(group, 4)
 
     other = start(folder, tmp_path_factory, **layout)
-    other.load(tmp_path / "start")
+    other.load(tmp_path / "megatron")
     ours = other.train_step(step, 1, refs(windows), windows)
 
     for name in ("loss", "grad_norm", "action_tokens", "windows", "logprob_gap_mean", "kl_reference_k3", "entropy"):

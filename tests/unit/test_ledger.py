@@ -1,4 +1,4 @@
-"""The ledger holds each surviving step once, and knows what was trained since it was last made durable."""
+"""The ledger holds each surviving step once, and knows what was trained since the last durable checkpoint."""
 
 import json
 
@@ -39,12 +39,13 @@ def test_it_is_cut_back_with_the_run_and_goes_on(tmp_path):
         again.write(entry(2, "g2"))
 
 
-def test_it_knows_groups_trained_since_the_last_sync_in_this_life_alone(tmp_path):
+def test_it_knows_groups_trained_since_a_checkpoint_in_this_life_alone(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.write(entry(1, "a", "b"))
     ledger.write(entry(2, "c"))
     assert ledger.trained(["c", "b", "x"]) == {"b": 1, "c": 2}
-    ledger.sync()
     ledger.write(entry(3, "d"))
-    assert ledger.trained(["a", "d"]) == {"d": 3}
+    ledger.sync()
+    ledger.forget(2)
+    assert ledger.trained(["a", "c", "d"]) == {"d": 3}
     assert Ledger(tmp_path, restored_step=2).trained(["d"]) == {}, "rolled back, and so to be trained"

@@ -7,7 +7,7 @@ from klong_rl.config import CurriculumConfig, RunConfig, StageConfig
 from klong_rl.errors import LearnerFailure
 from klong_rl.live_on import FUTILE_LIVES
 from klong_rl.lives import LearnerLives
-from tests.run_states import standing
+from tests.run_states import saved, standing
 
 STAGES = [StageConfig(steps=4), StageConfig(steps=4), StageConfig(steps=4)]
 
@@ -41,7 +41,7 @@ class Scene:
         )
 
     def save(self, **state) -> None:
-        self.checkpoints.save(standing(**state), lambda folder: None)
+        saved(self.checkpoints, standing(**state))
 
     def _new_learner(self):
         if self._events:

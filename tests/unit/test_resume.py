@@ -6,7 +6,7 @@ from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import StageConfig
 from klong_rl.errors import UserError
 from klong_rl.resume import check_same_life, restore_buffer, where_to_begin
-from tests.run_states import standing
+from tests.run_states import saved, standing
 
 STAGES = [StageConfig(steps=4), StageConfig(steps=4), StageConfig(steps=4)]
 
@@ -17,7 +17,7 @@ def checkpoints(tmp_path):
 
 
 def at(checkpoints: Checkpoints, **state) -> None:
-    checkpoints.save(standing(**state), lambda folder: None)
+    saved(checkpoints, standing(**state))
 
 
 def test_a_new_run_begins_at_stage_1_without_a_word(checkpoints):

@@ -1,4 +1,4 @@
-"""What a step may rely on after a Redis that lost its last second: no lease is younger than its checkpoint."""
+"""What a checkpoint promises: leases are committed once it is durable, and none is younger than Redis's last second."""
 
 import time
 
@@ -20,12 +20,13 @@ class Quiet:
     """Whatever else a training talks to here: its learner, its log, its buffer, its archiver."""
 
     def __init__(self) -> None:
-        self.committed = []
+        self.committed, self.written = [], True
 
-    def save(self, folder) -> None:
-        folder.mkdir()
+    def begin_save(self, folder) -> None:
+        pass
 
-    save_hf = save
+    def finish_save(self, wait) -> bool:
+        return wait or self.written
 
     def phase(self, phase: str, stage: int) -> None:
         pass
@@ -58,10 +59,43 @@ async def test_a_checkpoint_is_whole_once_redis_has_synced_its_leases(tmp_path, 
     run = made(tmp_path, fsync)
     run._leased_at = time.monotonic()
     run.ledger.write(TrainedStep.of(1, 1, 0, REFS))
-    await run._checkpoint(1)
+    await run._begin_checkpoint(1)
+    assert [step.step for step in read_ledger(tmp_path)] == [1]
+    await run._finish_checkpoint(wait=False)
+    assert (run.buffer.committed == []) == waits
+    await run._finish_checkpoint(wait=True)
     assert (time.monotonic() - run._leased_at >= 0.4) == waits
     assert run.checkpoints.newest().name == "step-000001" and run.buffer.committed == [1]
-    assert [step.step for step in read_ledger(tmp_path)] == [1]
+
+
+async def test_steps_trained_while_a_checkpoint_is_written_are_left_to_the_next_one(tmp_path):
+    run = made(tmp_path, "always")
+    run.learner.written = False
+    run.ledger.write(TrainedStep.of(1, 1, 0, REFS[:1]))
+    await run._begin_checkpoint(1)
+    run.ledger.write(TrainedStep.of(2, 2, 0, REFS[1:]))
+    run.state.step = 2
+    await run._finish_checkpoint(wait=False)
+    assert run.checkpoints.newest() is None and run.buffer.committed == [], "it is still being written"
+    with pytest.raises(LeaseLost, match="step 1"):
+        run._check_untrained(3, REFS[:1])  # no durable weights hold step 1 yet
+    run.learner.written = True
+    await run._finish_checkpoint(wait=False)
+    assert run.checkpoints.newest().name == "step-000001" and run.buffer.committed == [1]
+    with pytest.raises(LeaseLost, match="step 2"):
+        run._check_untrained(3, REFS)
+    run._check_untrained(3, REFS[:1])
+
+
+async def test_a_checkpoint_is_finished_before_the_next_one_begins(tmp_path):
+    run = made(tmp_path, "always")
+    run.learner.written = False
+    await run._begin_checkpoint(1)
+    run.state.step = 2
+    await run._begin_checkpoint(1)
+    assert run.buffer.committed == [1] and run.checkpoints.newest().name == "step-000001"
+    await run._finish_checkpoint(wait=True)
+    assert run.buffer.committed == [1, 2]
 
 
 async def test_groups_that_are_trained_already_are_not_trained_again(tmp_path):

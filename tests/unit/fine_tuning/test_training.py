@@ -21,6 +21,7 @@ class Sums:
 
     def __init__(self, dies_at: int = 10**9) -> None:
         self.weights, self.steps, self.dies_at = 0, 0, dies_at
+        self._looks = 0
 
     def sft_step(self, windows):
         if self.steps == self.dies_at:
@@ -42,11 +43,19 @@ class Sums:
         assert temperature == 1.0
         return {window.id: -2.0 * window.targets_T.astype(np.float32) for window in windows}
 
-    def save(self, folder):
-        folder.write_text(json.dumps([self.weights, self.steps]))
+    def begin_save(self, folder):
+        self._begun = folder, json.dumps([self.weights, self.steps])
 
-    def save_hf(self, folder):
-        folder.mkdir()
+    def finish_save(self, wait):
+        """Written two looks after it was begun, unless somebody waits."""
+        self._looks = 0 if wait else self._looks + 1
+        if 0 < self._looks < 2:
+            return False
+        folder, text = self._begun
+        (folder / "megatron").write_text(text)
+        (folder / "hf").mkdir()
+        self._looks = 0
+        return True
 
     def load(self, folder):
         self.weights, self.steps = json.loads(folder.read_text())
