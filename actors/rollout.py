@@ -78,7 +78,7 @@ class RolloutActor:
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
         self._cleanup.push_async_callback(self._sandboxes.close)
-        rule = ContextRule(config.window.max_tokens, config.window.overlap_tokens, config.agent.action_tokens)
+        rule = ContextRule.of(config.window, config.agent)
         self._agent = Agent(config.agent, rule, chat, self._engine)
 
     async def run(self) -> None:

@@ -104,7 +104,7 @@ class ColdStart:
     def train(self, learner: Any, base: Path, folder: Path, tell: Callable[[int, float], None]) -> None:
         """SFT `learner` (a learners.group.LearnerGroup on `base`) and save it to `folder`."""
         config = self._config
-        rule = ContextRule(config.window.max_tokens, config.window.overlap_tokens, config.agent.action_tokens)
+        rule = ContextRule.of(config.window, config.agent)
         chat, difficulties = ChatFormat(base), self._difficulties()
         demonstrations = iter(
             Demonstrations(self._family, self._demonstrator, chat, config.agent, rule, difficulties, config.seed)

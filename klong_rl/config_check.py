@@ -14,6 +14,7 @@ from klong_rl.config import (
     CloseEarlyConfig,
     EndpointConfig,
     JudgeConfig,
+    LearnerConfig,
     PromotionConfig,
     RulesConfig,
     RunConfig,
@@ -231,9 +232,21 @@ def check_window(config: RunConfig | SftConfig) -> None:
         )
 
 
+def check_learner_device(learner: LearnerConfig) -> None:
+    if learner.device not in ("cpu", "cuda"):
+        raise UserError(f"learner.device={learner.device} is unknown; use cpu or cuda")
+    if not 0 <= learner.recompute <= 1:
+        raise UserError(f"learner.recompute={learner.recompute:g} is a share of the layers: use 0 to 1")
+    _check_gpu_share("learner", learner.gpu_memory)
+
+
+def _check_gpu_share(name: str, share: float) -> None:
+    if not 0 < share <= 1:
+        raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")
+
+
 def _check_devices(config: RunConfig) -> None:
-    if config.learner.device not in ("cpu", "cuda"):
-        raise UserError(f"learner.device={config.learner.device} is unknown; use cpu or cuda")
+    check_learner_device(config.learner)
     transfer, device = config.engine.weight_transfer, config.learner.device
     if transfer not in ("klong_shared_memory", "ipc", "network"):
         raise UserError(f"engine.weight_transfer={transfer} is unknown; use klong_shared_memory, ipc or network")
@@ -253,8 +266,4 @@ def _check_devices(config: RunConfig) -> None:
             f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1, or "
             "cluster=split"
         )
-    if not 0 <= config.learner.recompute <= 1:
-        raise UserError(f"learner.recompute={config.learner.recompute:g} is a share of the layers: use 0 to 1")
-    for name, share in (("engine", config.engine.gpu_memory), ("learner", config.learner.gpu_memory)):
-        if not 0 < share <= 1:
-            raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")
+    _check_gpu_share("engine", config.engine.gpu_memory)

@@ -114,13 +114,17 @@ def check(config: RunConfig, folder: Path, total: int) -> None:
     learner, engine = config.learner, config.engine
     if engine.weight_transfer == "ipc":
         _check_together(config, total)
-    shape = ModelShape.read(folder)
-    less_tokens = "lower learner.token_budget, raise learner.recompute, or raise learner.gpu_memory"
     needs_reference = "reference" in build_objective(learner.objective, learner.objective_options).needs
-    learner_needs = learner_bytes(shape, learner, reference=needs_reference)
-    _check_share("learner", learner.gpu_memory, total, learner_needs, less_tokens)
+    check_learner(learner, folder, total, reference=needs_reference)
     shorter = "lower engine.max_model_len or raise it"
-    _check_share("engine", engine.gpu_memory, total, engine_bytes(shape, engine), shorter)
+    _check_share("engine", engine.gpu_memory, total, engine_bytes(ModelShape.read(folder), engine), shorter)
+
+
+def check_learner(learner: LearnerConfig, folder: Path, total: int, *, reference: bool = False) -> None:
+    """Raise UserError, with the sum, if a rank of `folder` doesn't fit its share of a GPU of `total` bytes."""
+    less_tokens = "lower learner.token_budget, raise learner.recompute, or raise learner.gpu_memory"
+    needs = learner_bytes(ModelShape.read(folder), learner, reference=reference)
+    _check_share("learner", learner.gpu_memory, total, needs, less_tokens)
 
 
 def _check_together(config: RunConfig, total: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from klong_rl import preflight, services
+from klong_rl import gpu_memory, preflight, services
 from klong_rl.blocking import in_thread
 from klong_rl.checkpoints import Checkpoints
 from klong_rl.cli import compose_config, run_main
@@ -75,6 +75,7 @@ class FineTuning:
         state = self._state()
         data = self._open_data(state)
         base = self._base(data)
+        self._check_learner(base)
         encoder = Encoder(base, self.config.agent)
         if not state.data:  # an earlier launch looked at every row
             self.progress.say(f"data={self.config.data}: {data.check(self._look(encoder))} trajectories")
@@ -159,10 +160,19 @@ class FineTuning:
         preflight.check_model_folder(base)
         return base
 
+    def _check_learner(self, base: Path) -> None:
+        """Raise UserError, before anything is started, for a layout or a GPU that doesn't fit the model."""
+        from learners.job import LearnerJob
+        from learners.model import check as check_layout
+
+        check_layout(LearnerJob(str(base), self.config.learner))
+        if self.config.learner.device == "cuda" and not self.config.ray_address:
+            gpu_memory.check_learner(self.config.learner, base, gpu_memory.gpu_total())
+
     def _sources(self, data: DataSet, encoder: Encoder) -> tuple[WindowSource, list[Window]]:
         """What is trained, and the windows that are evaluated."""
         config = self.config
-        rule = ContextRule(config.window.max_tokens, config.window.overlap_tokens, config.agent.action_tokens)
+        rule = ContextRule.of(config.window, config.agent)
         share = 0.0 if config.held_out else config.held_out_share
         train = WindowSource(data, encoder, rule, config.seed, lambda row: not is_held_out(row.id, share))
         kept = WindowSource(data, encoder, rule, config.seed, lambda row: is_held_out(row.id, share))

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from klong_rl.config import AgentConfig, WindowConfig
 from klong_rl.types import EpisodeSpec, Trajectory, Turn, VersionRuns, Window
 
 
@@ -40,6 +41,10 @@ class ContextRule:
     max_tokens: int
     overlap_tokens: int
     action_tokens: int
+
+    @classmethod
+    def of(cls, window: WindowConfig, agent: AgentConfig) -> ContextRule:
+        return cls(window.max_tokens, window.overlap_tokens, agent.action_tokens)
 
     def room_for_turns(self, prefix_tokens: int, action_tokens: int) -> int:
         return self.max_tokens - prefix_tokens - action_tokens

@@ -110,6 +110,8 @@ SFT_REFUSALS = [
     (["data=d", "window.max_tokens=512"], ["window.max_tokens=512", "engine.max_model_len=256"]),
     (["data=d", "name=a/b"], ["name='a/b'"]),
     (["data=d", "min_score=high"], ["min_score=high"]),
+    (["data=d", "learner.device=tpu"], ["learner.device=tpu", "cpu or cuda"]),
+    (["data=d", "learner.gpu_memory=2"], ["learner.gpu_memory=2", "at most 1"]),
 ]
 
 
