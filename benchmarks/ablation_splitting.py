@@ -1,7 +1,8 @@
 """The paper's first ablation in miniature: SFT on trajectories cut at the context's end, or split into windows.
 
-    python -m benchmarks.ablation_splitting --seed 0     # once for each seed: minutes; what is done is not done again
-    python -m benchmarks.ablation_splitting --report     # docs/ablations.md, its figures and numbers
+    python -m benchmarks.ablation_splitting --seed 0                    # once for each seed: minutes, done once
+    python -m benchmarks.ablation_splitting --seed 0 --variant mixed    # the same with short demonstrations among them
+    python -m benchmarks.ablation_splitting --report                    # docs/ablations.md, its figures and numbers
 
 Both sides fine-tune the same untrained nano with `python -m klong_rl.sft`, on the same flawless demonstrations of
 relay, for as many steps of as many tokens. They differ in the files alone: of each demonstration the first window, or
@@ -17,6 +18,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +42,48 @@ from klong_rl.windows import ContextRule, flat, windows
 SIDES = {"cut": "cut at the context's end", "split": "trajectory splitting"}
 RULE = ContextRule(max_tokens=128, overlap_tokens=24, action_tokens=16)
 AGENT = AgentConfig(system="You have a shell, one command a turn. Type submit when done.", temperature=0.5)
-DIFFICULTIES = (6, 8, 10, 12)  # clues of the demonstrations: all are more than a context holds
 HELD_OUT_DIFFICULTY = 12
 DEMONSTRATIONS, HELD_OUT_DEMONSTRATIONS = 900, 20
-STEPS, TOKENS_PER_STEP, CHECKPOINT_EVERY = 360, 1024, 120
 EPISODES, TIMEOUT_S = 24, 300.0
 MAX_TURNS = 2 * HELD_OUT_DIFFICULTY
-SETTINGS = {
-    "demonstrations": f"{DEMONSTRATIONS} of {', '.join(map(str, DIFFICULTIES))} clues",
-    "training": f"{STEPS} steps of {TOKENS_PER_STEP} tokens",
-    "window": f"{RULE.max_tokens} tokens, overlap {RULE.overlap_tokens}",
-    "held out": f"{EPISODES} tasks of {HELD_OUT_DIFFICULTY} clues, at most {MAX_TURNS} turns, temperature "
-    f"{AGENT.temperature:g}",
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What both sides are trained on, and for how long."""
+
+    difficulties: tuple[int, ...]  # clues of the demonstrations: a context holds five at most
+    steps: int
+    tokens_per_step: int
+    checkpoint_every: int
+
+    def evaluated(self) -> range:
+        return range(self.checkpoint_every, self.steps + 1, self.checkpoint_every)
+
+    def in_words(self) -> str:
+        clues = ", ".join(map(str, self.difficulties))
+        return (
+            f"{DEMONSTRATIONS} demonstrations of {clues} clues; {self.steps} steps of {self.tokens_per_step} tokens; "
+            f"windows of {RULE.max_tokens} tokens, overlap {RULE.overlap_tokens}; held out: {EPISODES} tasks of "
+            f"{HELD_OUT_DIFFICULTY} clues, at most {MAX_TURNS} turns, temperature {AGENT.temperature:g}"
+        )
+
+
+VARIANTS = {
+    "long": Variant((6, 8, 10, 12), steps=360, tokens_per_step=1024, checkpoint_every=120),
+    "mixed": Variant((2, 4, 6, 8, 10, 12), steps=120, tokens_per_step=2048, checkpoint_every=40),
 }
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def demonstrations(chat: ChatFormat, seed: int, first: int, count: int) -> list[Trajectory]:
+def demonstrations(
+    chat: ChatFormat, difficulties: Sequence[int], seed: int, first: int, count: int
+) -> list[Trajectory]:
     """Flawless ones, the difficulties in turn."""
     family, demonstrator, rng = RelayTasks(seed=seed), RelayDemonstrator(forgets=0.0, gives_up=0.0), random.Random(seed)
     made = []
     for index in range(first, first + count):
-        task = family.train(DIFFICULTIES[index % len(DIFFICULTIES)], index)
+        task = family.train(difficulties[index % len(difficulties)], index)
         turns = chat.turns(demonstrator.demonstrate(task, rng), AGENT.observation_tokens)
         made.append(flat(task.id, chat.prefix(AGENT.system, task.instruction), turns))
     return made
@@ -79,16 +102,16 @@ def write_rows(path: Path, made: list[Trajectory], side: str) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def fine_tune(work: Path, side: str, base: Path, seed: int) -> subprocess.Popen:
+def fine_tune(work: Path, side: str, base: Path, variant: Variant, seed: int) -> subprocess.Popen:
     """Start one side's fine-tuning, or what is left of it."""
     settings = {
         "data": work / f"{side}.jsonl",
         "held_out": work / "held-out.jsonl",
         "held_out_tokens": 4096,
         "evaluate_every": 40,
-        "steps": STEPS,
+        "steps": variant.steps,
         "epochs": 1000,
-        "tokens_per_step": TOKENS_PER_STEP,
+        "tokens_per_step": variant.tokens_per_step,
         "model": "local",
         "model.source.path": base,
         "window.max_tokens": RULE.max_tokens,
@@ -99,8 +122,8 @@ def fine_tune(work: Path, side: str, base: Path, seed: int) -> subprocess.Popen:
         "learner.optimizer.lr": 1e-3,
         "learner.optimizer.warmup_steps": 20,
         "learner.layout.data": 1,
-        "learner.checkpoint_every": CHECKPOINT_EVERY,
-        "learner.keep_checkpoints": STEPS // CHECKPOINT_EVERY,
+        "learner.checkpoint_every": variant.checkpoint_every,
+        "learner.keep_checkpoints": len(variant.evaluated()),
         "seed": seed,
         "root": work,
         "name": side,
@@ -109,7 +132,7 @@ def fine_tune(work: Path, side: str, base: Path, seed: int) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "klong_rl.sft", *overrides])
 
 
-async def evaluate(work: Path, base: Path, seed: int) -> dict[str, dict[int, dict[str, float]]]:
+async def evaluate(work: Path, base: Path, variant: Variant, seed: int) -> dict[str, dict[int, dict[str, float]]]:
     """Score and turns on held-out tasks by side and step."""
     from safetensors.torch import load_file
 
@@ -130,7 +153,7 @@ async def evaluate(work: Path, base: Path, seed: int) -> dict[str, dict[int, dic
     try:
         for side in SIDES:
             found[side] = {}
-            for step in range(CHECKPOINT_EVERY, STEPS + 1, CHECKPOINT_EVERY):
+            for step in variant.evaluated():
                 policy_version += 1
                 tensors = load_file(work / side / "checkpoints" / f"step-{step:06d}" / "hf" / "model.safetensors")
                 await engine.publish(weights.publish(policy_version, tensors.items()), policy_version)
@@ -166,24 +189,25 @@ async def episode(agent: Any, factory: Any, seed: int, name: str, index: int) ->
         await sandbox.close()
 
 
-def run_seed(work: Path, seed: int) -> None:
-    """All of one seed; its result is WORK/seed-N.json. Nothing to do where that is."""
-    result_file = work / f"seed-{seed}.json"
+def run_seed(work: Path, name: str, seed: int) -> None:
+    """All of one seed of a variant; its result is WORK/NAME-seed-N.json. Nothing to do where that is."""
+    variant, result_file = VARIANTS[name], work / f"{name}-seed-{seed}.json"
     if result_file.exists():
         return
-    folder = work / f"seed-{seed}"
+    folder = work / f"{name}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    texts = corpus(RelayTasks(seed=seed), RelayDemonstrator(), DIFFICULTIES, AGENT.system)
+    texts = corpus(RelayTasks(seed=seed), RelayDemonstrator(), variant.difficulties, AGENT.system)
     base = NanoSource().build(folder, texts, seed)
     chat = ChatFormat(base)
-    made = demonstrations(chat, seed, 0, DEMONSTRATIONS)
+    made = demonstrations(chat, variant.difficulties, seed, 0, DEMONSTRATIONS)
     for side in SIDES:
         write_rows(folder / f"{side}.jsonl", made, side)
-    write_rows(folder / "held-out.jsonl", demonstrations(chat, seed, 10**6, HELD_OUT_DEMONSTRATIONS), "split")
-    both = [fine_tune(folder, side, base, seed) for side in SIDES]
+    kept = demonstrations(chat, variant.difficulties, seed, 10**6, HELD_OUT_DEMONSTRATIONS)
+    write_rows(folder / "held-out.jsonl", kept, "split")
+    both = [fine_tune(folder, side, base, variant, seed) for side in SIDES]
     if any([process.wait() for process in both]):
         sys.exit(f"seed {seed}: a fine-tuning failed; see what it said above, and run this again")
-    held_out = asyncio.run(evaluate(folder, base, seed))
+    held_out = asyncio.run(evaluate(folder, base, variant, seed))
     lines = {side: read_lines(folder / side / METRICS_FILE, SftMetrics) for side in SIDES}
     result = {
         side: {
@@ -200,13 +224,14 @@ def run_seed(work: Path, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, action="append", default=[], help="run it; may be given several times")
-    parser.add_argument("--report", action="store_true", help="of the seeds that were run")
+    parser.add_argument("--variant", choices=VARIANTS, default="long", help="what both sides are trained on")
+    parser.add_argument("--report", action="store_true", help="of the seeds that were run, of both variants")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation-splitting"), help="data, runs, results")
     arguments = parser.parse_args()
     for seed in arguments.seed:
-        run_seed(arguments.work.resolve(), seed)
+        run_seed(arguments.work.resolve(), arguments.variant, seed)
     if arguments.report:
-        write_report(arguments.work, DOCS, SIDES, SETTINGS)
+        write_report(arguments.work, DOCS, SIDES, {name: variant.in_words() for name, variant in VARIANTS.items()})
 
 
 if __name__ == "__main__":
