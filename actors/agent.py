@@ -22,7 +22,8 @@ from msgspec.structs import replace
 
 from actors.engine import Engine, Sample
 from actors.journal import Journal
-from klong_rl.chain import context, link
+from klong_rl.branches import joined
+from klong_rl.chain import link
 from klong_rl.chat import ChatFormat
 from klong_rl.config import AgentConfig
 from klong_rl.failures import AgentFailure
@@ -36,6 +37,8 @@ CLOCK_TICK_S = 0.01  # active time may stand still (a publish), so the rest of i
 
 class Agent:
     """The scaffold around one policy; stateless between episodes, so one serves many at once."""
+
+    resumable = True  # by another process: all that it knows is in its turns
 
     def __init__(self, config: AgentConfig, rule: ContextRule, chat: ChatFormat, engine: Engine) -> None:
         self.config = config
@@ -110,7 +113,7 @@ class _Attempt:
         except ContextOverflow as overflow:
             return Outcome(kind="context_limit", detail=str(overflow))
         clock = ActiveClock(self._agent.engine)
-        context_T = context(self._prefix_P, turns[start:])
+        context_T = joined(self._prefix_P, turns[start:])
         sample = await self._sample(context_T, clock)
         if sample is None:
             return Outcome(kind="timeout", detail=f"while sampling turn {len(turns)}")

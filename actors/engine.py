@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ import numpy as np
 from actors.engine_load import EngineLoad
 from actors.weight_transfer import check_whole, init_info, prepare
 from actors.weight_versions import weight_versions
+from klong_rl.beside import beside
 from klong_rl.config import EngineConfig
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.phases import Phases
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
+ABORT_AGAIN_S = 0.05  # a request that was given up before the engine knew it is aborted once it does
 PUBLISH_DEADLINE_S = 120.0
 REQUEST_DEADLINE_S = 600.0
 
@@ -44,12 +48,23 @@ class EngineBroken(EngineFailure):
 
 @dataclass(frozen=True)
 class Sample:
-    """What one request gave. `finish` is vLLM's reason: "stop" or "length"."""
+    """What one request gave. `finish` is vLLM's reason: "stop", "length", or "abort" where it was given up."""
 
     tokens_A: np.ndarray  # int32
     logprobs_A: np.ndarray  # float32, of the distribution sampled from
     versions: VersionRuns
     finish: str
+    text: str = ""  # for a `Reading` alone: without the text that stopped it
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Of a caller that reads an answer as text, perhaps while it comes."""
+
+    stop: tuple[str, ...] = ()  # texts that end it; their tokens are part of the answer, they aren't of its text
+    special: bool = False  # special tokens are part of the text
+    hear: Callable[[str], None] | None = None  # each piece of the text, as soon as it is certain
+    give_up: asyncio.Event | None = None  # once it is set, the answer ends as far as it came
 
 
 class Engine:
@@ -98,35 +113,51 @@ class Engine:
         await engine._versions.set(version)
         return engine
 
-    async def sample(self, context_T: np.ndarray, max_tokens: int, temperature: float) -> Sample:
+    async def sample(
+        self, context_T: np.ndarray, max_tokens: int, temperature: float, reading: Reading | None = None
+    ) -> Sample:
         """Sample one action after `context_T` (int32), ended by the end-of-turn token or at `max_tokens`.
 
-        Raises EngineFailure. Cancelling the call aborts the request.
+        With a `reading` also by its texts, or where it is given up. Raises EngineFailure. Cancelling the call aborts
+        the request, and what was sampled is lost.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        as_it_comes = reading is not None and reading.hear is not None
         params = SamplingParams(
             temperature=temperature,
             max_tokens=max_tokens,
+            stop=list(reading.stop) if reading else None,
             stop_token_ids=[self._end_id],
             logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            detokenize=reading is not None,
+            skip_special_tokens=reading is None or not reading.special,
+            output_kind=RequestOutputKind.DELTA if as_it_comes else RequestOutputKind.FINAL_ONLY,
         )
-        answer, versions = await self._answer(context_T, params)
-        action = answer.outputs[0]
-        tokens_A = np.array(action.token_ids, np.int32)
-        self.sampled_tokens += len(tokens_A)
-        logprobs = [position[token].logprob for position, token in zip(action.logprobs, action.token_ids, strict=True)]
-        return Sample(tokens_A, np.array(logprobs, np.float32), versions, action.finish_reason)
+        answers, versions = await self._answer(context_T, params, reading or Reading())
+        pieces = [answer.outputs[0] for answer in answers]
+        tokens = [token for piece in pieces for token in piece.token_ids]
+        self.sampled_tokens += len(tokens)
+        given = [position for piece in pieces for position in piece.logprobs]
+        logprobs = [position[token].logprob for position, token in zip(given, tokens, strict=True)]
+        text = "".join(piece.text for piece in pieces)
+        finish = pieces[-1].finish_reason
+        return Sample(np.array(tokens, np.int32), np.array(logprobs, np.float32), versions, finish, text)
 
     async def logprobs(self, tokens_T: np.ndarray) -> np.ndarray:
         """Log-prob of each token given those before it, at temperature 1: float32 [T-1]. Raises EngineFailure."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        scored, _ = await self._answer(tokens_T, params)
+        params = SamplingParams(
+            temperature=1.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        (scored,), _ = await self._answer(tokens_T, params, Reading())
         pairs = zip(scored.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
         return np.array([position[token].logprob for position, token in pairs], np.float32)
 
@@ -175,34 +206,49 @@ class Engine:
         """End the model's process."""
         self._llm.shutdown()
 
-    async def _answer(self, prompt_T: np.ndarray, params: SamplingParams) -> tuple[RequestOutput, VersionRuns]:
-        """The whole answer to one request, never a part of one, and the versions that sampled its tokens."""
+    async def _answer(
+        self, prompt_T: np.ndarray, params: SamplingParams, reading: Reading
+    ) -> tuple[list[RequestOutput], VersionRuns]:
+        """The whole answer to one request, or as far as it came before it was given up; the versions of its tokens.
+
+        It is in one piece unless `params` ask for more.
+        """
         from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._refuse_if_broken()
-        request, answer = uuid.uuid4().hex, None
-        prompt = TokensPrompt(prompt_token_ids=prompt_T.tolist())
+        request, pieces = uuid.uuid4().hex, []
+        prompt, given_up = TokensPrompt(prompt_token_ids=prompt_T.tolist()), reading.give_up
+        watch = beside(self._end_early(request, given_up)) if given_up else nullcontext()
         self._requests.add(request)
         try:
-            async with asyncio.timeout(REQUEST_DEADLINE_S):
-                async for output in self._llm.generate(prompt, params, request):
-                    answer = output
+            async with asyncio.timeout(REQUEST_DEADLINE_S), watch:
+                async for piece in self._llm.generate(prompt, params, request):
+                    pieces.append(piece)
+                    if reading.hear is not None and piece.outputs[0].text:
+                        reading.hear(piece.outputs[0].text)
         except TimeoutError as error:
             raise EngineFailure(f"no answer from the engine within {REQUEST_DEADLINE_S:.0f} s") from error
         except EngineDeadError as error:
             raise EngineBroken(f"the engine died: {error}") from error
         finally:
             self._requests.discard(request)
-            versions = self._versions.take(request, answer)
+            versions = self._versions.take(request, pieces[-1] if pieces else None)
         self._refuse_if_broken()
-        finish = answer.outputs[0].finish_reason if answer else None
-        if finish not in ("stop", "length"):
+        finish = pieces[-1].outputs[0].finish_reason if pieces else None
+        if finish not in ("stop", "length") and not (finish == "abort" and given_up and given_up.is_set()):
             raise EngineFailure(f"the engine ended a request before its answer was whole (finish reason {finish})")
-        n_tokens = len(answer.outputs[0].token_ids)
+        n_tokens = sum(len(piece.outputs[0].token_ids) for piece in pieces)
         if sum(count for _, count in versions) != n_tokens:
             raise EngineFailure(f"the engine gave {n_tokens} tokens, and told the weights' versions of {versions}")
-        return answer, versions
+        return pieces, versions
+
+    async def _end_early(self, request: str, given_up: asyncio.Event) -> None:
+        """Abort a request once it is given up. vLLM answers with what there is, as soon as it knows the request."""
+        await given_up.wait()
+        while True:
+            await self._llm.abort(request)
+            await asyncio.sleep(ABORT_AGAIN_S)
 
     async def _replace_weights(self, weights: dict[str, Any], version: int, phases: Phases) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest

@@ -24,15 +24,20 @@ from typing import Any
 
 from actors.agent import Agent
 from actors.crew import Crew
+from actors.endpoint import Endpoint
 from actors.engine import Engine, EngineBroken
 from actors.journal import BufferJournal
+from actors.program import ProgramAgent
+from actors.record import Scaffold
 from actors.retry import clear, drop, give_back
 from actors.settings import ActorSettings
 from actors.snapshots import park
 from actors.takeover import Begun, take_over
+from actors.tool_calls import tool_parser
 from actors.warned import KeptWarnings
 from klong_rl.buffer import Buffer, Claim, Full, StaleEpoch
 from klong_rl.chat import ChatFormat
+from klong_rl.chat_messages import MessageFormat
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.pacing import EngineLook, first_slots
 from klong_rl.seldom import Seldom
@@ -79,7 +84,20 @@ class RolloutActor:
         self._sandboxes = self._settings.make_sandboxes()
         self._cleanup.push_async_callback(self._sandboxes.close)
         rule = ContextRule.of(config.window, config.agent)
-        self._agent = Agent(config.agent, rule, chat, self._engine)
+        if config.agent.program:
+            self._agent = await self._program_agent(rule, chat)
+        else:
+            self._agent = Agent(config.agent, rule, chat, self._engine)
+
+    async def _program_agent(self, rule: ContextRule, chat: ChatFormat) -> ProgramAgent:
+        """An agent from outside, and the endpoint that it asks."""
+        config = self._config.agent
+        endpoint = Endpoint(config.endpoint, config.temperature, lambda token: chat.tokenizer.decode([token]))
+        await endpoint.start()
+        self._cleanup.push_async_callback(endpoint.close)
+        parser = tool_parser(config.endpoint.tool_parser, chat.tokenizer)
+        scaffold = Scaffold(self._engine, MessageFormat(chat), rule, config.temperature, chat.text, parser)
+        return ProgramAgent(config, scaffold, endpoint)
 
     async def run(self) -> None:
         """Run episodes until `stop`."""
@@ -156,7 +174,7 @@ class RolloutActor:
         begun = await self._begin(claim)
         episode, sandbox = claim.spec.id, begun.sandbox
         prefix_P = self._agent.prefix(claim.spec)
-        every_s = self._config.sandbox.snapshot_every_s
+        every_s = self._config.sandbox.snapshot_every_s if self._agent.resumable else 0.0
         journal = BufferJournal(self._buffer, self._sandboxes, claim, prefix_P, sandbox, begun.turns, every_s)
         try:
             outcome = begun.outcome or await self._agent.run(
@@ -168,7 +186,7 @@ class RolloutActor:
                 await clear(self._sandboxes, episode, sandbox)
             raise
         except asyncio.CancelledError:
-            if self._stopping:
+            if self._stopping and self._agent.resumable:
                 await park(self._buffer, self._sandboxes, episode, claim.epoch, journal.n_segments)
             raise
         finally:
@@ -183,7 +201,7 @@ class RolloutActor:
             log.warning("%s has a sandbox already, or gets none: %s", claim.spec.id, failure)  # which says so then
         try:
             async with asyncio.timeout(limit_s):
-                return await take_over(self._buffer, self._sandboxes, claim)
+                return await take_over(self._buffer, self._sandboxes, claim, self._agent.resumable)
         except TimeoutError as error:
             raise InfrastructureFailure(f"no sandbox within sandbox.setup_timeout_s={limit_s:g}") from error
         except AgentFailure as failure:

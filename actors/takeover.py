@@ -6,6 +6,9 @@
     segments, an intended action   adopt, "interrupted"      as far as it goes          rewind to 0, set up
     an outcome (not judged)        adopt, seal again         restore it, act on         rewind to 0, set up
 
+An agent from outside that isn't `resumable` (docs/agents.md) has lost what it knew with its process. Then an episode
+that had ended is sealed again if all of its files are there; any other is rewound to 0 and set up.
+
 Nothing sampled is dropped but by a rewind, which counts it with the reason. A command is never run a second time:
 whoever finds an intended action doesn't know how far it came, and tells the agent so.
 """
@@ -22,7 +25,9 @@ from klong_rl.types import EpisodeSpec, Outcome, Turn
 
 log = logging.getLogger(__name__)
 
-GONE, RESTORED, BROKEN = "sandbox gone", "sandbox gone: from its snapshot", "turns damaged"  # reasons of a rewind
+# Reasons of a rewind.
+GONE, RESTORED, BROKEN = "sandbox gone", "sandbox gone: from its snapshot", "turns damaged"
+FORGOTTEN = "agent's process gone"
 
 
 class Begun(NamedTuple):
@@ -34,10 +39,11 @@ class Begun(NamedTuple):
     outcome: Outcome | None = None
 
 
-async def take_over(buffer: Buffer, sandboxes: Any, claim: Claim) -> Begun:
+async def take_over(buffer: Buffer, sandboxes: Any, claim: Claim, resumable: bool = True) -> Begun:
     """The sandbox of a claimed episode and its turns so far; the buffer agrees with it when this returns.
 
-    Raises StaleEpoch, and whatever the sandboxes raise.
+    `resumable`: the agent can go on where another process left off. Raises StaleEpoch, and whatever the sandboxes
+    raise.
     """
     episode = claim.spec.id
     progress = await buffer.progress(episode)
@@ -50,18 +56,28 @@ async def take_over(buffer: Buffer, sandboxes: Any, claim: Claim) -> Begun:
         if turns:
             chain.check(episode, progress.segments[0].prefix_P, turns)
     except chain.BrokenChain as broken:
-        log.error("%s; it starts again from its prompt", broken)
-        await buffer.rewind(episode, claim.epoch, 0, BROKEN)
-        await _remove_left_over(sandboxes, episode)
-        return Begun(await _set_up(sandboxes, claim), [])
+        log.error("%s", broken)
+        return await _start_again(buffer, sandboxes, claim, BROKEN)
+    if not resumable and progress.outcome is None:
+        return await _start_again(buffer, sandboxes, claim, FORGOTTEN)
     sandbox = await _adopt(sandboxes, episode)
     if sandbox is not None:
         log.info("episode %s goes on after turn %d in its own sandbox", episode, len(turns))
         return Begun(sandbox, turns, progress.intended, progress.outcome)
-    if progress.snapshot is not None:
-        return await _restore(buffer, sandboxes, claim, progress, turns, progress.snapshot)
-    given_up = await buffer.rewind(episode, claim.epoch, 0, GONE)
-    log.warning("episode %s starts again from its prompt, %d tokens given up: its sandbox is gone", episode, given_up)
+    snapshot = progress.snapshot
+    if snapshot is not None and not resumable and snapshot.n_segments == len(progress.segments):
+        restored = await sandboxes.create(episode, claim.epoch, snapshot.image, claim.spec.task.limits)
+        return Begun(restored, turns, None, progress.outcome)
+    if snapshot is not None and resumable:
+        return await _restore(buffer, sandboxes, claim, progress, turns, snapshot)
+    return await _start_again(buffer, sandboxes, claim, GONE)
+
+
+async def _start_again(buffer: Buffer, sandboxes: Any, claim: Claim, reason: str) -> Begun:
+    """From the prompt, in a new sandbox. All that was sampled is given up."""
+    given_up = await buffer.rewind(claim.spec.id, claim.epoch, 0, reason)
+    log.warning("episode %s starts again, %d tokens given up: %s", claim.spec.id, given_up, reason)
+    await _remove_left_over(sandboxes, claim.spec.id)
     return Begun(await _set_up(sandboxes, claim), [])
 
 

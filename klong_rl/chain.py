@@ -3,7 +3,7 @@
     link_i = xxh3_128(link_{i-1} · number of context tokens · context tokens · action tokens)       link_{-1} is empty
 
 The first link is made where the engine answers, from the very array it was given. Whoever holds the turns later, in
-whatever process, makes the chain anew from prefix, turns and `context_start`; if it fits, every action was sampled in
+whatever process, makes the chain anew from prefix and turns; if it fits, every action was sampled in
 exactly the context that is going to be trained. It guards against our own mistakes, not against a forger.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
+from klong_rl.branches import context_of
 from klong_rl.types import Turn
 
 
@@ -30,21 +31,18 @@ def link(previous: bytes, context_T: np.ndarray, action_A: np.ndarray) -> bytes:
     return digest.digest()
 
 
-def context(prefix_P: np.ndarray, turns: Sequence[Turn]) -> np.ndarray:
-    """The tokens of a prefix and the turns after it, int32 [T]."""
-    pieces = [prefix_P]
-    for turn in turns:
-        pieces += [turn.action_A, turn.observation_O]
-    return np.concatenate(pieces)
-
-
 def check(episode: str, prefix_P: np.ndarray, turns: Sequence[Turn]) -> bytes:
     """The last link, empty without turns. BrokenChain names the first turn that doesn't fit."""
     previous = b""
     for i, turn in enumerate(turns):
-        if turn.index != i or not 0 <= turn.context_start <= i:
-            raise BrokenChain(f"episode {episode}: turn {i} calls itself {turn.index}, from {turn.context_start} on")
-        made = link(previous, context(prefix_P, turns[turn.context_start : i]), turn.action_A)
+        if turn.index != i or not 0 <= turn.context_start <= i or not -1 <= turn.follows < i:
+            raise BrokenChain(
+                f"episode {episode}: turn {i} calls itself {turn.index}, from {turn.context_start} on, after "
+                f"{turn.follows}"
+            )
+        if turn.follows >= 0 and (turn.prompt_T is None or turns[turn.follows].prompt_T is None):
+            raise BrokenChain(f"episode {episode}: turn {i} goes on from turn {turn.follows}, and one has no prompt")
+        made = link(previous, context_of(prefix_P, turns, i), turn.action_A)
         if turn.chain != made:
             raise BrokenChain(
                 f"episode {episode}: turn {i} was sampled in another context, or its tokens were changed "

@@ -55,20 +55,20 @@ class ChatFormat:
         text = self.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
         before, rest = text.split(_MARK_A)
         between, after = rest.split(_MARK_B)
-        parts = [self._markup(before), self._plain(system), self._markup(between), self._plain(instruction)]
-        return np.array(sum([*parts, self._markup(after)], []), np.int32)
+        parts = [self.markup(before), self.plain(system), self.markup(between), self.plain(instruction)]
+        return np.array(sum([*parts, self.markup(after)], []), np.int32)
 
     def action(self, text: str) -> np.ndarray:
         """action_A as the model would have sampled `text`: int32, end-of-turn included."""
-        return np.array([*self._plain(text), self.end_id], np.int32)
+        return np.array([*self.plain(text), self.end_id], np.int32)
 
     def observation(self, text: str, action_A: Sequence[int], limit: int) -> np.ndarray:
         """observation_O that answers `action_A`: int32. The text is cut in the middle to `limit` tokens."""
-        close = [] if len(action_A) and action_A[-1] == self.end_id else self._markup(self._close)
-        body = self._plain(text)
+        close = [] if len(action_A) and action_A[-1] == self.end_id else self.markup(self._close)
+        body = self.plain(text)
         if len(body) > limit:
-            body = [*body[: limit // 2], *self._plain(" ... "), *body[len(body) - (limit - limit // 2) :]]
-        return np.array([*close, *self._markup(self._opening), *body, *self._markup(self._after)], np.int32)
+            body = [*body[: limit // 2], *self.plain(" ... "), *body[len(body) - (limit - limit // 2) :]]
+        return np.array([*close, *self.markup(self._opening), *body, *self.markup(self._after)], np.int32)
 
     def cut(self, text: str, limit: int) -> str:
         """`text` as `observation` would cut it, for who reads text."""
@@ -87,10 +87,12 @@ class ChatFormat:
         """What the model wrote, without special tokens."""
         return self.tokenizer.decode(list(action_A), skip_special_tokens=True)
 
-    def _markup(self, text: str) -> list[int]:
+    def markup(self, text: str) -> list[int]:
+        """Token ids of a template's text, special tokens and all."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
-    def _plain(self, text: str) -> list[int]:
+    def plain(self, text: str) -> list[int]:
+        """Token ids of anyone's text: what reads like a special token is spelt out."""
         if not text:
             return []
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

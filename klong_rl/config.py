@@ -48,8 +48,19 @@ class RulesConfig:
 
 
 @dataclass
+class AgentEndpointConfig:
+    """Where agents from outside ask the policy: each rollout actor serves its own (docs/agents.md)."""
+
+    host: str = "127.0.0.1"  # that it listens on
+    port: int = 0  # 0: any that is free
+    advertise: str = ""  # name or address that programs are told; empty: host
+    tool_parser: str = "hermes"  # of vLLM's, for the model's own format of tool calls
+    grace_s: float = 10.0  # for a program to end by itself once its episode is at a limit
+
+
+@dataclass
 class AgentConfig:
-    """The agent loop (actors.agent)."""
+    """The agent loop (actors.agent), or with `program` one from outside (actors.program), named by import path."""
 
     system: str = ""
     action_tokens: int = 16  # most tokens of one action
@@ -58,6 +69,8 @@ class AgentConfig:
     temperature: float = 1.0
     max_attempts: int = 3  # of one episode, infrastructure failures included
     rules: RulesConfig = field(default_factory=RulesConfig)
+    program: dict[str, Any] = field(default_factory=dict)
+    endpoint: AgentEndpointConfig = field(default_factory=AgentEndpointConfig)
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
+import pkgutil
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ def check(config: RunConfig) -> None:
         raise UserError(f"agent.temperature={config.agent.temperature} must be above 0: what is sampled is trained")
     check_rules(config.agent.rules)
     _check_counts(config)
+    _check_program(config)
     _check_buffer(config.buffer)
     check_judge(config.judge, config.reward)
     check_sandbox(config.sandbox)
@@ -88,6 +91,31 @@ def _check_counts(config: RunConfig) -> None:
         ("buffer.memory_mb", config.buffer.memory_mb, 16),
         ("number of curriculum.stages", len(config.curriculum.stages), 1),
     )
+
+
+def _check_program(config: RunConfig) -> None:
+    program, endpoint = config.agent.program, config.agent.endpoint
+    if not program:
+        return
+    target = program.get("_target_")
+    if not isinstance(target, str):
+        raise UserError("agent.program needs the import path of a function: agent.program._target_=my_agent.run")
+    try:
+        found = pkgutil.resolve_name(target)
+    except Exception as error:  # whatever a module of the user's raises as it is imported
+        raise UserError(
+            f"agent.program._target_={target} can't be imported ({type(error).__name__}: {error}); put its folder on "
+            "PYTHONPATH"
+        ) from error
+    if not inspect.iscoroutinefunction(found):
+        raise UserError(f"agent.program._target_={target} is no async function of (episode, sandbox, base_url, key)")
+    if endpoint.port and config.actors.count > 1:
+        raise UserError(
+            f"agent.endpoint.port={endpoint.port} is one port for actors.count={config.actors.count} actors, which may "
+            "be on one machine; use 0, any that is free"
+        )
+    if endpoint.grace_s < 0:
+        raise UserError(f"agent.endpoint.grace_s={endpoint.grace_s:g} is below 0 seconds")
 
 
 def _check_buffer(buffer: BufferConfig) -> None:

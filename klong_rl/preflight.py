@@ -40,6 +40,7 @@ MATTERS = (
     "agent.observation_tokens",
     "agent.temperature",
     "agent.rules",
+    "agent.program",
     "learner.objective",
     "learner.objective_options",
     "learner.advantage",
@@ -101,7 +102,12 @@ def _missing_model_files(folder: Path) -> list[str]:
 
 
 def check_prompts(config: RunConfig, family: TaskFamily, chat: ChatFormat) -> None:
-    """Refuse a window in which the prompt of a task of a stage's difficulties leaves no room for an action."""
+    """Refuse a window in which the prompt of a task of a stage's difficulties leaves no room for an action.
+
+    An agent program makes its own prompts; one that is too long is told so when it asks.
+    """
+    if config.agent.program:
+        return
     action = config.agent.action_tokens
     difficulties = [(n, each) for n, s in enumerate(config.curriculum.stages, 1) for each in (s.difficulty, *s.mix)]
     for number, difficulty in difficulties:

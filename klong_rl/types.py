@@ -97,6 +97,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     `chain` is a digest of that context, as the engine was given it, of the action it answered with and of the chain of
     the turn before (klong_rl.chain): who holds the turns can tell that they are what was sampled.
+
+    An agent from outside (docs/agents.md) says itself what the model sees. A turn of its has a `prompt_T`, and was
+    sampled in the context and action of turn `follows`, if any, and then `prompt_T`; nothing else is in its context.
     """
 
     index: int
@@ -110,6 +113,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     seconds: float = 0.0  # active seconds: sampling and the command
     interrupted: bool = False  # whoever ran the command died meanwhile; the observation says so
     chain: bytes = b""
+    follows: int = -1  # of a turn with a prompt: the turn it goes on from; -1: from none
+    prompt_T: np.ndarray | None = None  # int32: given since the action of `follows`, or from the very beginning
+    masked: str = ""  # why its action is recorded and no target
 
     def n_tokens(self) -> int:
         """Tokens this turn takes in a later context."""
@@ -145,10 +151,16 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an episode ended. `kind` is one of OUTCOMES; what is not in TRAINED never enters a baseline."""
+    """How an episode ended. `kind` is one of OUTCOMES; what is not in TRAINED never enters a baseline.
+
+    Of an agent from outside, also the tokens that were sampled for it: those that can be trained, and the others by
+    the reason for which they are masked.
+    """
 
     kind: str
     detail: str = ""
+    attributed: int = 0
+    masked: dict[str, int] = {}
 
 
 # submitted: the agent said so. timeout, turn_limit, context_limit: cut, judged on what it left behind.

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from klong_rl.branches import context_of, given_before, runs
 from klong_rl.config import AgentConfig, WindowConfig
 from klong_rl.types import EpisodeSpec, Trajectory, Turn, VersionRuns, Window
 
@@ -177,41 +178,46 @@ def _cut(trajectory: Trajectory, span: Span) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(spec: EpisodeSpec, prefix_P: np.ndarray, turns: Sequence[Turn], score: float = 0.0) -> list[Window]:
-    """The training windows of one sampled episode: one for each run of turns that were sampled with the same start."""
-    trajectory = flat(spec.id, prefix_P, ((turn.action_A, turn.observation_O) for turn in turns))
-    logprobs_T = np.zeros(len(trajectory.tokens_T), np.float32)
-    logprobs_T[trajectory.agent_T == 1] = np.concatenate([turn.logprobs_A for turn in turns]) if turns else ()
-    starts, ends = trajectory.starts_K, trajectory.ends_K
-    made, first = [], 0
-    for number, (start, run) in enumerate(itertools.groupby(turns, key=lambda turn: turn.context_start)):
-        end = first + sum(1 for _ in run)
-        span = Span(starts[start], starts[first], ends[end - 1])
-        tokens_T, targets_T = _cut(trajectory, span)
-        targets = np.flatnonzero(targets_T)
-        window_logprobs_T = np.zeros(len(tokens_T), np.float32)
-        window_logprobs_T[targets] = logprobs_T[targets - len(prefix_P) + span.first]
+    """The training windows of one sampled episode: one for each run of turns (klong_rl.branches) with a target in it.
+
+    A masked action is context in its window; those at its end, which nothing was sampled after, are left out.
+    """
+    made = []
+    for number, run in enumerate(runs(turns)):
+        trained = [index for index in run if not turns[index].masked]
+        if not trained:
+            continue
+        run = run[: run.index(trained[-1]) + 1]
+        pieces = [(context_of(prefix_P, turns, run[0]), None)]
+        for index in run:
+            if index != run[0]:
+                pieces.append((given_before(turns, index), None))
+            pieces.append((turns[index].action_A, None if turns[index].masked else turns[index].logprobs_A))
+        targets = [np.full(len(tokens), logprobs is not None, np.uint8) for tokens, logprobs in pieces]
+        logprobs = [np.zeros(len(t), np.float32) if logprobs is None else logprobs for t, logprobs in pieces]
         made.append(
             Window(
                 id=_window_id(spec, number),
                 episode=spec.id,
                 group=spec.group,
                 stage=spec.stage,
-                tokens_T=tokens_T,
-                targets_T=targets_T,
-                logprobs_T=window_logprobs_T,
-                versions=_merge_runs(turns[first:end]),
+                tokens_T=np.concatenate([tokens for tokens, _ in pieces]).astype(np.int32, copy=False),
+                targets_T=np.concatenate(targets),
+                logprobs_T=np.concatenate(logprobs),
+                versions=_merge_runs([turns[index] for index in trained]),
                 score=score,
             )
         )
-        first = end
     return made
 
 
 def window_of_each(spec: EpisodeSpec, turns: Sequence[Turn]) -> list[str]:
-    """For each turn of an episode, the id of the window that `split` makes it a target of."""
-    starts = [turn.context_start for turn in turns]
-    new = [index > 0 and start != starts[index - 1] for index, start in enumerate(starts)]
-    return [_window_id(spec, number) for number in itertools.accumulate(map(int, new))]
+    """For each turn of an episode, the id of the window that `split` makes it a target of, or masks it in."""
+    names = [""] * len(turns)
+    for number, run in enumerate(runs(turns)):
+        for index in run:
+            names[index] = _window_id(spec, number)
+    return names
 
 
 def _window_id(spec: EpisodeSpec, number: int) -> str:
@@ -219,11 +225,11 @@ def _window_id(spec: EpisodeSpec, number: int) -> str:
 
 
 def _merge_runs(turns: Sequence[Turn]) -> VersionRuns:
-    runs: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = []
     for turn in turns:
         for version, count in turn.versions:
-            if runs and runs[-1][0] == version:
-                runs[-1] = (version, runs[-1][1] + count)
+            if merged and merged[-1][0] == version:
+                merged[-1] = (version, merged[-1][1] + count)
             else:
-                runs.append((version, count))
-    return tuple(runs)
+                merged.append((version, count))
+    return tuple(merged)

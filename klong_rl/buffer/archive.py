@@ -18,7 +18,9 @@ One row a turn; an episode without turns (dropped, or cut before its first actio
     outcome, outcome_detail   string    how it ended; null for a dropped one
     dropped                   string    why it was dropped, else null
     score                     float64   of the episode; null for a dropped one
-    turn, context_start       int32     the action was sampled in prefix + turns[context_start:turn]
+    turn, context_start       int32     the action was sampled in prefix + turns[context_start:turn]; of an agent
+    follows, prompt           int32, [int32]  from outside, in context and action of turn `follows`, then `prompt`
+    masked                    string    why the action is no target of its window, else null
     action                    [int32]   tokens the model sampled, the stop token included
     logprobs                  [float32] of each, at the sampling temperature
     versions                  [int32]   policy version that sampled each
@@ -75,6 +77,9 @@ SCHEMA = pa.schema(
         "score": pa.float64(),
         "turn": pa.int32(),
         "context_start": pa.int32(),
+        "follows": pa.int32(),
+        "prompt": _TOKENS,
+        "masked": pa.string(),
         "action": _TOKENS,
         "logprobs": pa.list_(pa.float32()),
         "versions": _TOKENS,
@@ -141,6 +146,9 @@ def _turn(turn: Turn) -> dict[str, Any]:
     return {
         "turn": turn.index,
         "context_start": turn.context_start,
+        "follows": None if turn.prompt_T is None else turn.follows,
+        "prompt": turn.prompt_T,
+        "masked": turn.masked or None,
         "action": turn.action_A,
         "logprobs": turn.logprobs_A,
         "versions": np.repeat(versions, counts),
@@ -154,7 +162,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
 
 
 def turn_of(row: dict[str, Any]) -> Turn:
-    """The turn of a row that has one: what `rows_of` made the row of."""
+    """The turn of a row that has one: what `rows_of` made the row of. Older files have no column of a prompt."""
+    prompt = row.get("prompt")
     return Turn(
         index=row["turn"],
         context_start=row["context_start"],
@@ -167,6 +176,9 @@ def turn_of(row: dict[str, Any]) -> Turn:
         seconds=row["seconds"],
         interrupted=row["interrupted"],
         chain=row["chain"],
+        follows=-1 if prompt is None else row["follows"],
+        prompt_T=None if prompt is None else np.array(prompt, np.int32),
+        masked=row.get("masked") or "",
     )
 
 

@@ -138,8 +138,10 @@ def _became(
         return LOST, "the archive holds another action in its place"
     if archived.purpose == "eval":
         return "evaluation", ""
+    if row.turn.masked:
+        return f"masked: {row.turn.masked}", ""
     if row.window is None:
-        window = window_of(episode.id, index, history)
+        window = window_of(archived, index, history)
         if window is not None and history.windows[window].fate == STALE:
             return "given up: stale window", ""
         return LOST, "archived as never trained, and its window was not stale"
@@ -148,15 +150,37 @@ def _became(
     return "trained", ""
 
 
-def window_of(episode: str, index: int, history: History) -> str | None:
+def window_of(archived: ArchivedEpisode, index: int, history: History) -> str | None:
     """The id of the window that turn `index` of an episode is a target of, by counting target tokens."""
-    live = [action for action in history.episodes[episode].actions if action.fate == ARCHIVED]
-    end = sum(action.n_tokens for action in live if action.turn.index <= index)
-    for name in windows_of(episode, history):
+    order = trained_order([row.turn for row in archived.turns])
+    end = sum(len(archived.turns[i].turn.action_A) for i in order[: order.index(index) + 1])
+    for name in windows_of(archived.id, history):
         end -= history.windows[name].window.n_targets()
         if end <= 0:
             return name
     return None
+
+
+def trained_order(turns: list[Turn]) -> list[int]:
+    """The turns that are targets, in the order in which the windows hold them: branch by branch.
+
+    A branch grows at its end alone. What goes on from the middle of one, from none, or with another start of its
+    context, begins a branch.
+    """
+    branches: list[list[int]] = []
+    for index, turn in enumerate(turns):
+        if turn.prompt_T is None:
+            goes_on = index > 0 and turns[index - 1].context_start == turn.context_start
+            before = index - 1 if goes_on else None
+        else:
+            before = turn.follows
+        for branch in branches:
+            if branch[-1] == before:
+                branch.append(index)
+                break
+        else:
+            branches.append([index])
+    return [index for branch in branches for index in branch if not turns[index].masked]
 
 
 def windows_of(episode: str, history: History) -> list[str]:
@@ -218,7 +242,8 @@ def windows(evidence: Evidence) -> Iterator[Crime]:
         position = evidence.history.windows[names[0]].position
         made = [evidence.history.windows[name].window for name in names]
         targets = np.concatenate([window.tokens_T[window.targets_T == 1] for window in made])
-        actions = np.concatenate([row.turn.action_A for row in archived.turns])
+        order = trained_order([row.turn for row in archived.turns])
+        actions = np.concatenate([archived.turns[index].turn.action_A for index in order])
         if not np.array_equal(targets, actions):
             missing = len(actions) - len(targets)
             kind = TWICE if missing < 0 else LOST
@@ -239,6 +264,12 @@ def _last_turn(tokens_T: np.ndarray, archived: ArchivedEpisode) -> int | None:
 
 def _context(archived: ArchivedEpisode, index: int) -> np.ndarray:
     """What the model saw as it sampled turn `index`, by the words of klong_rl.types.Turn."""
+    turn = archived.turns[index].turn
+    if turn.prompt_T is not None:
+        if turn.follows < 0:
+            return turn.prompt_T
+        before = archived.turns[turn.follows].turn
+        return np.concatenate([_context(archived, turn.follows), before.action_A, turn.prompt_T])
     pieces = [archived.prefix_P]
     for row in archived.turns[archived.turns[index].turn.context_start : index]:
         pieces += [row.turn.action_A, row.turn.observation_O]

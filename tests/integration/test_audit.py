@@ -7,10 +7,11 @@ import pytest
 import redis
 
 from klong_rl.advantages import klong
+from klong_rl.branches import joined
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.buffer.archive import ArchiveFiles, archive
 from klong_rl.buffer.server import AOF_FOLDER
-from klong_rl.chain import context, link
+from klong_rl.chain import link
 from klong_rl.groups import windows_of
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict
 from tests.chaos.aof import increment, transactions
@@ -53,7 +54,7 @@ class Run:
             logprobs_A=np.zeros(len(action), np.float32),
             versions=((1, len(action)),),
             observation_O=np.array([9], np.int32),
-            chain=link(self.turns[-1].chain if self.turns else b"", context(PREFIX, self.turns), action_A),
+            chain=link(self.turns[-1].chain if self.turns else b"", joined(PREFIX, self.turns), action_A),
         )
         await self.buffer.intend(self.episode, self.epoch, turn.index, turn)
         return turn

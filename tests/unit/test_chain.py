@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klong_rl.chain import BrokenChain, check, context, link
+from klong_rl.branches import joined
+from klong_rl.chain import BrokenChain, check, link
 from klong_rl.types import Turn
 
 PREFIX = np.array([1, 2, 3], np.int32)
@@ -20,7 +21,7 @@ def episodes(draw) -> list[Turn]:
     for i in range(draw(st.integers(1, 5))):
         start = draw(st.integers(start, i))
         action = draw(tokens)
-        previous = link(previous, context(PREFIX, turns[start:i]), action)
+        previous = link(previous, joined(PREFIX, turns[start:i]), action)
         turns.append(
             Turn(
                 index=i, context_start=start, action_A=action, logprobs_A=np.zeros(len(action), np.float32),
