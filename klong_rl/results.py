@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from klong_rl.monitor.metrics import (
 )
 from klong_rl.monitor.progress import FleetStatus, Progress
 from klong_rl.monitor.report import write_report
+from klong_rl.types import ATTRIBUTED
 
 
 class RunLog:
@@ -135,6 +137,18 @@ def episode_numbers(results: Sequence[Result]) -> dict[str, float]:
         "episodes_finished": len(results),
         "turns_mean": mean([float(result.n_segments) for result in results]),
     }
+
+
+def sampled_numbers(results: Sequence[Result]) -> dict[str, float]:
+    """What the metrics of a step say of the tokens that agents from outside were given; nothing of the built-in one."""
+    found: Counter[str] = Counter()
+    for result in results:
+        if result.outcome is not None:
+            found.update(result.outcome.sampled())
+    if not found:
+        return {}
+    attributed = found[ATTRIBUTED]
+    return {"attributed_tokens": float(attributed), "masked_tokens": float(found.total() - attributed)}
 
 
 def mean(values: Sequence[float]) -> float:

@@ -38,7 +38,7 @@ from klong_rl.held_out import LOOK_S, HeldOut
 from klong_rl.ledger import Ledger, TrainedStep
 from klong_rl.monitor.metrics import StepMetrics
 from klong_rl.pacing import Pacing, StepPace
-from klong_rl.results import RunLog, episode_numbers, mean
+from klong_rl.results import RunLog, episode_numbers, mean, sampled_numbers
 from klong_rl.schedule import stage_of
 from klong_rl.supply import Supply
 from klong_rl.tasks.base import TaskFamily
@@ -119,6 +119,7 @@ class Training:
         leased = time.monotonic()
         results = {group: await self.buffer.results(group) for group in dict.fromkeys(ref.group for ref in refs)}
         group_s = self._supply.leased(results)
+        finished = [result for group in results.values() for result in group]
         of_stage = [result for group in results if stage_of(group) == number for result in results[group]]
         self.log.phase("training", number)
         staleness = max(self.state.staleness(version) for ref in refs for version in ref.versions)
@@ -150,7 +151,7 @@ class Training:
                 grad_norm=learned["grad_norm"],
                 clip_fraction=learned.get("clip_fraction", 0.0),
                 kl=learned.get("kl_sampler_k3", 0.0),
-                **episode_numbers([result for group in results.values() for result in group]),
+                **episode_numbers(finished),
                 extras={
                     # Whatever else the learner reports, an objective's own numbers among it.
                     **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
@@ -161,6 +162,7 @@ class Training:
                     **self.curriculum.metrics(),
                     **self._pacing.metrics(),
                     **self._supply.metrics(),
+                    **sampled_numbers(finished),
                 },
             )
         )

@@ -150,6 +150,9 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     prefix_P: np.ndarray | None = None  # int32, in segment 0 and only there
 
 
+ATTRIBUTED = "attributed"  # beside the reasons for which others are masked
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How an episode ended. `kind` is one of OUTCOMES; what is not in TRAINED never enters a baseline.
 
@@ -161,6 +164,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     attributed: int = 0
     masked: dict[str, int] = {}
+
+    def sampled(self) -> dict[str, int]:
+        """Tokens by what is to become of them; empty for the built-in agent, which masks none."""
+        return {name: n for name, n in {ATTRIBUTED: self.attributed, **self.masked}.items() if n}
 
 
 # submitted: the agent said so. timeout, turn_limit, context_limit: cut, judged on what it left behind.

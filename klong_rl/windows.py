@@ -211,6 +211,24 @@ def split(spec: EpisodeSpec, prefix_P: np.ndarray, turns: Sequence[Turn], score:
     return made
 
 
+def trajectories(episode: str, turns: Sequence[Turn]) -> Iterator[Trajectory]:
+    """The runs of an agent from outside, each with what its first turn was given as its prefix; masked is context."""
+    for number, run in enumerate(runs(turns)):
+        prefix = [context_of(np.zeros(0, np.int32), turns, run[0])]
+        answered: list[tuple[np.ndarray, list[np.ndarray]]] = []  # an action, and what was given after it
+        for index in run:
+            given = answered[-1][1] if answered else prefix
+            if index != run[0]:
+                given.append(given_before(turns, index))
+            if turns[index].masked:
+                given.append(turns[index].action_A)
+            else:
+                answered.append((turns[index].action_A, [np.zeros(0, np.int32)]))
+        if answered:
+            pairs = ((action_A, np.concatenate(given)) for action_A, given in answered)
+            yield flat(f"{episode}/w{number}", np.concatenate(prefix), pairs)
+
+
 def window_of_each(spec: EpisodeSpec, turns: Sequence[Turn]) -> list[str]:
     """For each turn of an episode, the id of the window that `split` makes it a target of, or masks it in."""
     names = [""] * len(turns)

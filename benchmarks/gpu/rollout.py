@@ -20,7 +20,7 @@ import numpy as np
 from actors.agent import Agent
 from actors.engine import Engine
 from actors.journal import MemoryJournal
-from klong_rl.chain import context
+from klong_rl.branches import context_of
 from klong_rl.chat import ChatFormat
 from klong_rl.config import AgentConfig, EngineConfig
 from klong_rl.types import EpisodeSpec, Task, Turn, Window
@@ -96,7 +96,7 @@ class Episodes:
 
 def requests_of(prefix_P: np.ndarray, turns: list[Turn]) -> list[tuple[np.ndarray, int]]:
     """What was asked for each turn, and how many tokens came."""
-    return [(context(prefix_P, turns[t.context_start : t.index]), len(t.action_A)) for t in turns]
+    return [(context_of(prefix_P, turns, t.index), len(t.action_A)) for t in turns]
 
 
 async def ours_and_by_hand(engine: Engine, chat: ChatFormat) -> tuple[dict[str, Any], Episodes]:

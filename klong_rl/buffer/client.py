@@ -170,7 +170,8 @@ class Buffer(Reader):
                 f"outcome {outcome.kind!r} of episode {episode} can't be judged: requeue an infrastructure failure, "
                 f"drop a task failure; sealed are {', '.join(TRAINED)}"
             )
-        await self._redis.transition("seal", episode, epoch, encode(outcome), outcome.kind)
+        sampled = [part for kind in outcome.sampled().items() for part in kind]
+        await self._redis.transition("seal", episode, epoch, encode(outcome), outcome.kind, *sampled)
 
     async def requeue(self, episode: str, epoch: int, reason: str) -> int:
         """Gives a running episode back, or a sealed one that can't be judged; its failures since it last got further.

@@ -185,6 +185,7 @@ class Reader(GroupReader):
         """How much has passed through since the run began."""
         names = (
             "states", "outcomes:train", "outcomes:eval", "drops", "requeues", "windows", "appended", "discarded",
+            "sampled",
         )  # fmt: skip
         found = await self._redis.read("counts", *(("HGETALL", self._key("n", name)) for name in names))
         tables = [{field.decode(): int(n) for field, n in table.items() if int(n)} for table in found]

@@ -198,3 +198,4 @@ class Counts(NamedTuple):
     windows: dict[str, int]  # ready, leased, consumed, stale (dropped as too old)
     appended: dict[str, int]  # "segments" and the action "tokens" in them
     discarded: dict[str, int]  # action tokens given up, by reason: rewound, or of a dropped episode
+    sampled: dict[str, int] = {}  # of judged episodes of agents from outside: tokens attributed, or masked by reason

@@ -183,6 +183,7 @@ class Rules(RunState):
         self._need(e, epoch, "sealed")
         e.verdict = verdict
         self.outcomes[e.spec.purpose][e.outcome.kind] += 1
+        self.sampled.update(e.outcome.sampled())
         self._move(e, "judged")
         self._settle(e)
         return True

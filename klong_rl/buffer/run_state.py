@@ -75,6 +75,7 @@ class RunState:
         self.window_counts: Counter[str] = Counter()
         self.appended: Counter[str] = Counter()
         self.discarded: Counter[str] = Counter()
+        self.sampled: Counter[str] = Counter()
 
     # Looks
 
@@ -90,7 +91,7 @@ class RunState:
         outcomes = {purpose: dict(+kinds) for purpose, kinds in self.outcomes.items()}
         return Counts(
             dict(+self.states), outcomes, dict(self.drops), dict(self.requeues), dict(+self.window_counts),
-            dict(+self.appended), dict(+self.discarded),
+            dict(+self.appended), dict(+self.discarded), dict(+self.sampled),
         )  # fmt: skip
 
     def scores(self, group_prefix: str = "") -> dict[str, float]:

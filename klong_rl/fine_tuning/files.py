@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from klong_rl.buffer.archive import turn_of
 from klong_rl.errors import UserError
 from klong_rl.fine_tuning.rows import Row, bad, row_of
-from klong_rl.windows import flat
+from klong_rl.windows import flat, trajectories
 
 ROWS_AT_ONCE = 8  # of Parquet: a row may have millions of tokens
 COLUMNS = ("id", "score", "messages", "tokens", "agent")
@@ -103,11 +103,12 @@ def _plain(cell: pa.Scalar) -> object:
 class ArchiveFile:
     """What a run sampled (klong_rl.buffer.archive), in its own tokens: training episodes that were scored.
 
-    A unit is a file: one never holds a part of an episode.
+    Each branch of an agent from outside is a row of its own. A unit is a file: one never holds a part of an episode.
     """
 
     COLUMNS = ("episode", "purpose", "score", "prefix", "turn", "context_start")
     TURN = ("action", "logprobs", "versions", "observation", "command", "exit_code", "seconds", "interrupted", "chain")
+    BRANCH = ("follows", "prompt", "masked")  # not in files of older releases
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,20 +117,22 @@ class ArchiveFile:
         yield Unit(0, 1)
 
     def read(self, unit: Unit) -> Iterator[Row]:
-        rows = pq.read_table(self.path, columns=[*self.COLUMNS, *self.TURN]).to_pylist()
+        branch = [name for name in self.BRANCH if name in pq.read_schema(self.path).names]
+        rows = pq.read_table(self.path, columns=[*self.COLUMNS, *self.TURN, *branch]).to_pylist()
         rows = [row for row in rows if row["turn"] is not None and row["purpose"] == "train"]
         rows.sort(key=lambda row: (row["episode"], row["turn"]))
-        for episode, turns in itertools.groupby(rows, key=lambda row: row["episode"]):
-            turns = list(turns)
-            first = turns[0]
+        for episode, some in itertools.groupby(rows, key=lambda row: row["episode"]):
+            first, *_ = some = list(some)
             if first["score"] is None:
                 continue  # dropped: it has no outcome either
-            made = flat(
-                episode,
-                np.array(first["prefix"], np.int32),
-                ((turn.action_A, turn.observation_O) for turn in map(turn_of, turns)),
-            )
-            yield Row(f"{self.path}: episode {episode}", episode, first["score"], made)
+            turns = [turn_of(row) for row in some]
+            if turns[0].prompt_T is not None:
+                found = trajectories(episode, turns)
+            else:
+                pairs = ((turn.action_A, turn.observation_O) for turn in turns)
+                found = iter([flat(episode, np.array(first["prefix"], np.int32), pairs)])
+            for made in found:
+                yield Row(f"{self.path}: episode {made.id}", made.id, first["score"], made)
 
 
 def open_files(data: str, key: str) -> list[TrajectoryFile]:

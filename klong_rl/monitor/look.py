@@ -17,6 +17,7 @@ from rich.text import Text
 
 from klong_rl.buffer.records import Counts, InProgress, WindowRef
 from klong_rl.monitor.progress import count, duration
+from klong_rl.types import ATTRIBUTED
 
 STATES = ("queued", "running", "sealed", "judged", "dropped")
 MEANING = {"sealed": "ended, not judged yet", "judged": "scored", "dropped": "ended without a score"}
@@ -55,6 +56,10 @@ def render(look: Look) -> RenderableType:
         parts.append(_reasons("episodes given back, to go on elsewhere", "episodes", look.counts.requeues))
     if look.counts.discarded:
         parts.append(_reasons("given up, to be sampled anew or with their episode", "tokens", look.counts.discarded))
+    if look.counts.sampled:
+        parts.append(
+            _reasons("sampled for agents from outside, of judged episodes", "tokens", _named(look.counts.sampled))
+        )
     return Group(*parts)
 
 
@@ -147,6 +152,10 @@ def _reasons(title: str, unit: str, reasons: Mapping[str, int]) -> Table:
     if rest := most[MOST_REASONS:]:
         table.add_row(f"{len(rest)} other reasons", str(sum(n for _, n in rest)))
     return table
+
+
+def _named(sampled: Mapping[str, int]) -> dict[str, int]:
+    return {what if what == ATTRIBUTED else f"masked: {what}": n for what, n in sampled.items()}
 
 
 def _tokens(refs: Sequence[WindowRef]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,17 @@ def frame(argument: bytes, kind: int) -> bytes:
 
 @dataclass(frozen=True)
 class Ended:
-    """An outcome to the scripts: its frame, and beside it the kind that they count."""
+    """An outcome to the scripts: its frame, and beside it the kind and the tokens that they count."""
 
     frame: bytes
     kind: str
+    tokens: tuple[tuple[str, int], ...] = ()
+
+    def sampled(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for what, n in self.tokens:
+            found[what] += n
+        return found
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ended) and self.frame == other.frame
@@ -129,6 +137,12 @@ def lease(m: Rules, step: bytes, n_groups: bytes, oldest: bytes, *dead: bytes) -
     return m.lease(integer(step, 0), integer(n_groups, 1), integer(oldest), [integer(one) for one in dead])
 
 
+def seal(m: Rules, id: bytes, epoch: bytes, outcome: bytes, kind: bytes, *sampled: bytes) -> None:
+    need(len(sampled) % 2 == 0)
+    tokens = [(text(what), integer(n, 0)) for what, n in zip(sampled[::2], sampled[1::2], strict=True)]
+    m.seal(text(id), integer(epoch), Ended(frame(outcome, OUTCOME), text(kind), tuple(tokens)))
+
+
 def extend(m: Rules, group: bytes, timeout_s: bytes, max_turns: bytes) -> bool:
     seconds, turns = number(timeout_s), integer(max_turns, 1)
     need(seconds > 0)
@@ -146,9 +160,7 @@ SCRIPTS: dict[str, Callable[..., Any]] = {
     "rewind": lambda m, id, epoch, n, why: m.rewind(text(id), integer(epoch), integer(n, 0), text(why)),
     "keep_snapshot": lambda m, id, epoch, n, image: m.keep_snapshot(text(id), integer(epoch), integer(n), text(image)),
     "extend": extend,
-    "seal": lambda m, id, epoch, outcome, kind: m.seal(
-        text(id), integer(epoch), Ended(frame(outcome, OUTCOME), text(kind))
-    ),
+    "seal": seal,
     "requeue": lambda m, id, epoch, why: m.requeue(text(id), integer(epoch), text(why)),
     "abandon": lambda m, owner, why, request: m.abandon(text(owner), text(why), text(request)),
     "drop": lambda m, id, why, epoch: m.drop(text(id), text(why), integer(epoch) if epoch else None),

@@ -34,7 +34,7 @@ def tell_up_to(state: str, group: str, size: int = 1, purpose: str = "train") ->
         ("claim", "a", f"claim:{e}"),
         ("append", e, 1, 0, header(0, e), 5),
         ("append", e, 1, 1, header(1, e), 5),
-        ("seal", e, 1, encode(SUBMITTED), "submitted"),
+        ("seal", e, 1, encode(SUBMITTED), "submitted", "attributed", 10),
         ("verdict", e, 1, encode(HALF), "0.5"),
     ]
     for step in steps[: {"queued": 1, "running": 4, "sealed": 5, "judged": 6}[state]]:
@@ -79,6 +79,7 @@ tell("rewind", "running-0", 1, 1, "sandbox gone")
 tell("keep_snapshot", "running-0", 1, 2, "image")
 tell("extend", "queued", "45.5", 9)
 tell("seal", "running-0", 1, encode(SUBMITTED), "submitted")
+tell("seal", "running-0", 1, encode(SUBMITTED), "submitted", "attributed", 5, "its client went away", 2)
 tell("requeue", "sealed-0", 1, "judge died")
 tell("abandon", "a", "actor died", "fresh")
 tell("drop", "running-0", "straggler", "")

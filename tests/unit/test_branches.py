@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from klong_rl.branches import context_of, runs
 from klong_rl.chain import BrokenChain, check, link
 from klong_rl.types import EpisodeSpec, Task, Turn
-from klong_rl.windows import split, window_of_each
+from klong_rl.windows import split, trajectories, window_of_each
 
 NOTHING_P = np.zeros(0, np.int32)
 TASK = Task(id="t", family="f", instruction="Go.", image="none")
@@ -71,6 +71,19 @@ def test_each_action_is_a_target_once_in_the_context_it_was_sampled_in(turns):
         mine = [(turn.index, len(turn.action_A)) for turn in turns if not turn.masked]
         assert [run for run in mine if run in window.versions] == list(window.versions), "in the order sampled"
         assert sum(count for _, count in window.versions) == window.n_targets()
+
+
+@given(episodes())
+def test_a_trajectory_of_a_run_has_the_targets_of_its_window(turns):
+    wanted = {}
+    for window in split(SPEC, NOTHING_P, turns):
+        wanted[window.id] = window.tokens_T.tolist(), window.targets_T.tolist()
+    for made in trajectories("e", turns):
+        tokens_T = made.prefix_P.tolist() + made.tokens_T.tolist()
+        targets_T = [0] * len(made.prefix_P) + made.agent_T.tolist()
+        n = len(wanted[made.id][0])  # what follows the last target is left out of a window
+        assert (tokens_T[:n], targets_T[:n]) == wanted.pop(made.id) and not any(targets_T[n:])
+    assert not wanted
 
 
 @given(episodes())

@@ -2,7 +2,8 @@
 -- run lie in one slot of a Redis Cluster. A script answers {"OK", ...}, or {REFUSAL, facts...} having changed nothing.
 --
 -- episode:ID      hash    spec group purpose rank state since began epoch failures owner outcome kind verdict score reason,
---                         intended intended_tokens snapshot snapshot_at furthest timeout_s max_turns;
+--                         intended intended_tokens snapshot snapshot_at furthest timeout_s max_turns, sampled: pairs
+--                         of what tokens are and how many, of an agent from outside;
 --                         since: the time (ms) it came into its state; began: of its first claim; furthest: the most segments before a rewind
 -- sizes:ID        list    action tokens of each segment; the index is the sequence number
 -- segment:ID:SEQ  string  encoded segment

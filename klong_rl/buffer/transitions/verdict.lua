@@ -9,6 +9,9 @@ if e.state == "judged" then return {"OK", 0} end
 if e.state ~= "sealed" then return stale(e, epoch) end
 redis.call("HSET", key("episode", id), "verdict", verdict, "score", score)
 count("outcomes:" .. e.purpose, redis.call("HGET", key("episode", id), "kind"), 1)
+for _, kind in ipairs(cmsgpack.unpack(redis.call("HGET", key("episode", id), "sampled") or "\144")) do
+  count("sampled", kind[1], kind[2])
+end
 unqueue(e)
 move(e, "judged")
 settle(e)

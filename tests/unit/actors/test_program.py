@@ -1,4 +1,4 @@
-"""Episodes of agent programs: how they end, what a limit does, and what is never scored. Scripted engine, real shells."""
+"""Episodes of agent programs: how they end, what a limit does, what is never scored. Scripted engine, real shells."""
 
 from __future__ import annotations
 

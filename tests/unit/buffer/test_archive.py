@@ -7,11 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from klong_rl.buffer import EpisodeView, Member
-from klong_rl.buffer.archive import SCHEMA, ArchiveFiles, ConsumedGroup, rows_of
+from klong_rl.buffer.archive import SCHEMA, ArchiveFiles, ConsumedGroup, rows_of, turn_of
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Task, Turn, Verdict
 from klong_rl.windows import split, window_of_each
+from klong_rl.wire import encode
 
 PREFIX = np.arange(3, dtype=np.int32)
 
@@ -63,6 +65,7 @@ def test_a_row_a_turn_with_all_that_was_sampled(tmp_path):
     assert first == {
         "group": "g", "episode": "g-0", "task": "relay/train/0", "stage": 2, "purpose": "train", "step": 7, "epoch": 1,
         "outcome": "timeout", "outcome_detail": "9 s", "dropped": None, "score": 0.5, "turn": 0, "context_start": 0,
+        "follows": None, "prompt": None, "masked": None,
         "action": [0, 1, 2], "logprobs": [-0.5, -0.25, 0.0], "versions": [4, 6, 6], "observation": [7, 8],
         "command": "ls", "exit_code": 2, "seconds": 0.5, "interrupted": False, "chain": b"link",
         "window": "g-0/w0", "advantage": 0.0, "prefix": [0, 1, 2],
@@ -72,6 +75,24 @@ def test_a_row_a_turn_with_all_that_was_sampled(tmp_path):
     assert (third["turn"], third["context_start"], third["window"]) == (2, 1, "g-0/w1")
     assert (gone["episode"], gone["dropped"], gone["epoch"]) == ("g-1", "image is gone", 3)
     assert all(gone[name] is None for name in ("turn", "action", "score", "outcome", "window", "prefix"))
+
+
+def test_a_turn_of_an_agent_from_outside_comes_back_as_it_was(tmp_path):
+    prompt_T = np.array([3, 4], np.int32)
+    first = replace(turn(0), prompt_T=prompt_T, observation_O=np.zeros(0, np.int32))
+    turns = [first, replace(first, index=1, follows=0), replace(first, index=2, follows=0, masked="unread")]
+    files = ArchiveFiles(tmp_path / "archive")
+    files.write([group_of(judged(spec(0), *turns))])
+    rows = pq.read_table(tmp_path / "archive").to_pylist()
+    assert [encode(turn_of(row)) for row in rows] == [encode(each) for each in turns]
+    assert [row["window"] for row in rows] == ["g-0/w0", "g-0/w0", None]
+
+
+def test_a_file_from_before_agents_from_outside_is_read(tmp_path):
+    files = ArchiveFiles(tmp_path / "archive")
+    files.write([group_of(judged(spec(0), turn(0)))])
+    (row,) = pq.read_table(tmp_path / "archive").drop(["follows", "prompt", "masked"]).to_pylist()
+    assert encode(turn_of(row)) == encode(turn(0))
 
 
 def test_a_turn_whose_window_was_too_old_names_no_window():
