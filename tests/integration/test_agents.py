@@ -7,6 +7,7 @@ them anew, in one prefill, and must find the log-probs that were recorded as eac
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import uuid
 from pathlib import Path
@@ -32,7 +33,7 @@ from tests.in_sandbox import IMAGE, LIMITS
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-EPISODES = 100
+EPISODES = int(os.environ.get("KLONG_AGENTS", "100"))
 SEED = 7
 GAP_MEAN, GAP_MAX = 2e-6, 1e-3  # nats, in float32: one prefill beside steps of one token; a main run's mean is 1e-7
 TEXTS = ["You have a shell.", "Follow the clues from the file amber.", "cat amber", "digit 7", "submit"]
@@ -108,8 +109,15 @@ def spec(n: int, max_turns: int = 8) -> EpisodeSpec:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
+    """nano's shape with weights that say anything: an untrained nano repeats the last token for sure, which shows
+    nothing."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     folder = tmp_path_factory.mktemp("model") / "nano"
     nano.build(folder, TEXTS, seed=1)
+    torch.manual_seed(SEED)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(folder, initializer_range=0.1)).save_pretrained(folder)
     return folder
 
 
@@ -204,7 +212,7 @@ async def test_a_hundred_agents_on_the_official_client_are_recorded_exactly(mode
 
 async def test_a_hundred_mini_swe_agents_are_recorded_exactly(model, redis, tmp_path, monkeypatch):
     pytest.importorskip("minisweagent", reason="`make agents` installs it")
-    program = {"_target_": "examples.mini_swe_agent.run", "action_regex": r"\A(.+)\Z"}
+    program = {"_target_": "examples.mini_swe_agent.run", "action_regex": r"\A(.+)\Z", "command_timeout_s": 3.0}
     it = Played(program, model, redis, "mini", tmp_path, monkeypatch)
     await it.play()
     sampled = it.assert_exact()
