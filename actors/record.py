@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,17 @@ class Scaffold:
     temperature: float
     text_of: Callable[[np.ndarray], str]  # an action, without special tokens
     tool_parser: ToolParser
+    said: set[str] = field(default_factory=set)
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        return self.format.shows_tools()
+
+    def say_once(self, what: str) -> bool:
+        """Whether it wasn't said before."""
+        new = what not in self.said
+        self.said.add(what)
+        return new
 
 
 @dataclass
@@ -121,6 +133,8 @@ class Record:
                 context_T = prompt_T = scaffold.format.prompt(request.messages, request.tools)
         except Unrenderable as error:
             raise bad(str(error), "messages") from error
+        if request.tools and not scaffold.shows_tools and scaffold.say_once("tools"):
+            log.warning("the model's chat template shows no tools: an agent's never reach the model")
         self._refuse_if_long(len(context_T), max_tokens, longest)
         return Asked(request, place, prompt_T, context_T, max_tokens)
 

@@ -1,7 +1,7 @@
 """mini-swe-agent as the agent of a run, unchanged: its loop and its model, our endpoint, our sandboxes.
 
 make agents
-PYTHONPATH=examples python -m klong_rl.launch name=mini agent.program._target_=mini_swe_agent.run \
+python -m klong_rl.launch name=mini agent.program._target_=examples.mini_swe_agent.run \
     window.max_tokens=256 agent.program.action_regex='\\A(.+)\\Z'
 
 The regular expression takes all that the model says for a command: the bundled task's model was not taught Markdown.

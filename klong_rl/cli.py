@@ -39,9 +39,14 @@ def compose_config(file: str, schema: str, kind: type[C], overrides: Sequence[st
     ConfigStore.instance().store(name=schema, node=kind)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return OmegaConf.to_object(compose(file, list(overrides)))
+            return OmegaConf.to_object(compose(file, [_added(override) for override in overrides]))
     except (HydraException, OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a group's name goes
         raise UserError(_one_line(error, kind, overrides)) from error
+
+
+def _added(override: str) -> str:
+    """Keys below `agent.program` are the user's own: they need no + in front, which Hydra wants for new ones."""
+    return f"++{override}" if override.startswith("agent.program.") else override
 
 
 def run_main(main, argv: Sequence[str] | None = None) -> NoReturn:

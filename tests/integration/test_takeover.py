@@ -10,7 +10,7 @@ from actors.agent import Agent
 from actors.journal import BufferJournal
 from actors.scripted import ScriptedEngine
 from actors.snapshots import take
-from actors.takeover import BROKEN, GONE, RESTORED, take_over
+from actors.takeover import BROKEN, FORGOTTEN, GONE, RESTORED, take_over
 from klong_rl import chain
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, StaleEpoch
 from klong_rl.chat import ChatFormat
@@ -309,3 +309,50 @@ async def test_a_holder_that_was_thought_dead_runs_no_further_command(scene):
     with pytest.raises(StaleEpoch):
         await agent.run(claim.spec, prefix_P, begun.sandbox, journal)
     assert await scene.log() == b"0\n1\n2\n"
+
+
+# An agent from outside that can't go on where another process left off.
+
+
+async def taken_over_by_a_program(scene):
+    """The next claim of the episode, which the buffer and a sandbox agree on."""
+    claim = await scene.buffer.claim("program")
+    return claim, await take_over(scene.buffer, scene.sandboxes, claim, resumable=False)
+
+
+async def test_a_program_whose_process_died_starts_again_in_a_fresh_sandbox_and_says_what_that_cost(scene):
+    await scene.buffer.admit(scene.spec)
+    await scene.hold(SCRIPT, dies_at="turn 1")
+    appended = (await scene.buffer.counts()).appended["tokens"]
+    _, begun = await taken_over_by_a_program(scene)
+    assert begun.turns == [] and begun.outcome is None
+    with pytest.raises(FileNotFoundError):
+        await begun.sandbox.read("log")
+    assert await begun.sandbox.read("given") == b"text"
+    assert (await scene.buffer.counts()).discarded == {FORGOTTEN: appended}
+    await begun.sandbox.release()
+
+
+async def test_a_program_that_had_ended_is_sealed_again_and_not_run_again(scene):
+    await scene.buffer.admit(scene.spec)
+    await scene.hold(SCRIPT)
+    job = await scene.buffer.next_to_judge("judge")
+    await scene.buffer.requeue("e", job.epoch, "not judged")
+    _, begun = await taken_over_by_a_program(scene)
+    assert begun.outcome == Outcome(kind="submitted") and len(begun.turns) == 4
+    assert await begun.sandbox.read("log") == b"0\n1\n2\n"
+    assert (await scene.buffer.counts()).discarded == {}
+    await begun.sandbox.release()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_program_that_had_ended_needs_all_of_its_files_to_be_sealed_again(scene, whole):
+    await scene.buffer.admit(scene.spec)
+    await scene.hold(SCRIPT, snapshot_after=3 if whole else 0)
+    job = await scene.buffer.next_to_judge("judge")
+    await scene.buffer.requeue("e", job.epoch, "not judged")
+    await scene.lose_the_sandbox()
+    _, begun = await taken_over_by_a_program(scene)
+    assert (begun.outcome is not None) == whole
+    assert ((await scene.buffer.counts()).discarded == {}) == whole
+    await begun.sandbox.release()

@@ -39,6 +39,12 @@ def test_a_url_of_several_hosts_is_quoted_and_may_come_from_the_environment(monk
         assert config.buffer.url == url
 
 
+def test_an_agent_program_is_named_with_arguments_of_its_own():
+    program = "examples.mini_swe_agent.run"
+    config, _ = load_config([f"agent.program._target_={program}", "agent.program.command_timeout_s=5"])
+    assert config.agent.program == {"_target_": program, "command_timeout_s": 5}
+
+
 def test_a_stage_is_where_to_enter_and_no_setting():
     config, stage = load_config(["+stage=3", "seed=2"])
     assert (stage, config.seed, config.name) == (3, 2, "nano-seed2")
@@ -57,6 +63,13 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["learner.optimizer.lr=fast"], ["learner.optimizer.lr=fast", "Float"]),
         (["actors.count=many"], ["actors.count=many", "Integer"]),
         (["actors.count=0"], ["actors.count=0", "1 or more"]),
+        (["agent.program.x=1"], ["agent.program", "_target_=my_agent.run"]),
+        (["agent.program._target_=nowhere.run"], ["nowhere.run", "ModuleNotFoundError", "PYTHONPATH"]),
+        (["agent.program._target_=os.path.join"], ["os.path.join", "no async function"]),
+        (
+            ["agent.program._target_=examples.mini_swe_agent.run", "agent.endpoint.port=8000", "actors.count=2"],
+            ["agent.endpoint.port=8000", "actors.count=2", "use 0"],
+        ),
         (["rollout.group_size=1"], ["rollout.group_size=1", "2 or more"]),
         (["buffer.url=redis+sentinel://h"], ["buffer.url=redis+sentinel://h names no service", "/SERVICE"]),
         (["buffer.fsync=never"], ["buffer.fsync=never", "everysec or always"]),

@@ -64,6 +64,11 @@ async def test_the_reward_example_scores(tmp_path):
         await sandbox.close()
 
 
+def test_the_agents_example_is_the_file_that_its_command_names():
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "agents.md").read_text(), re.S)[1]
+    assert (ROOT / "examples" / "chat_agent.py").read_text().endswith(block)
+
+
 def test_the_tasks_example_holds_tasks_out():
     family = example("tasks")["Sums"]()
     train, held_out = ({make(3, i).id for i in range(50)} for make in (family.train, family.held_out))

@@ -14,6 +14,7 @@ from actors.journal import MemoryJournal
 from actors.program import ProgramAgent
 from actors.record import Scaffold
 from actors.scripted import ScriptedEngine
+from examples import chat_agent
 from klong_rl import agents
 from klong_rl.agents import BlockingSandbox, EpisodeOver, ProgramFailure, in_own_thread, resumable
 from klong_rl.buffer import EpisodeLimits
@@ -27,7 +28,7 @@ from sandboxes.process import ProcessSandboxes
 END = "<|end|>"
 RULE = ContextRule(max_tokens=200, overlap_tokens=0, action_tokens=24)
 TASK = Task(id="t", family="f", instruction="cat amber", image="none", secret={"expected": "7"})
-SEEN: list[agents.AgentEpisode] = []
+SEEN: list[tuple[agents.AgentEpisode, str | None]] = []
 
 
 def spec(timeout_s: float = 60.0, max_turns: int = 9) -> EpisodeSpec:
@@ -36,18 +37,9 @@ def spec(timeout_s: float = 60.0, max_turns: int = 9) -> EpisodeSpec:
     )
 
 
-async def shell_agent(episode, sandbox, base_url, key, submit="submit", forever=False):
-    """A harness of twelve lines: what docs/agents.md shows."""
-    SEEN.append(episode)
-    talk = [{"role": "system", "content": episode.system}, {"role": "user", "content": episode.instruction}]
-    async with openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0) as client:
-        while True:
-            answer = await client.chat.completions.create(model="policy", messages=talk)
-            command = answer.choices[0].message.content
-            if command == submit and not forever:
-                return
-            result = await sandbox.exec(command, timeout_s=5)
-            talk += [answer.choices[0].message.model_dump(), {"role": "user", "content": result.output}]
+async def shell_agent(episode, sandbox, base_url, key, note=None):
+    SEEN.append((episode, note))
+    await chat_agent.run(episode, sandbox, base_url, key)
 
 
 async def threaded(episode, sandbox, base_url, key):
@@ -73,7 +65,7 @@ async def stubborn(episode, sandbox, base_url, key):
     """Goes on whatever it is told, until its sandbox is taken away."""
     while True:
         try:
-            await shell_agent(episode, sandbox, base_url, key, forever=True)
+            await chat_agent.run(episode, sandbox, base_url, key)
         except openai.APIError:
             await asyncio.sleep(0.01)
 
@@ -142,14 +134,15 @@ async def test_a_program_that_returns_has_submitted(chat, sandbox):
     n_tokens = sum(len(turn.action_A) for turn in episode.journal.turns)
     assert outcome == Outcome(kind="submitted", attributed=n_tokens)
     assert "7" in chat.text(episode.journal.turns[2].prompt_T)
-    assert SEEN[-1].instruction == TASK.instruction and SEEN[-1].max_turns == 9
-    assert not hasattr(SEEN[-1], "secret")
+    told, _ = SEEN[-1]
+    assert told.instruction == TASK.instruction and told.max_turns == 9 and not hasattr(told, "secret")
     assert sum(turn.seconds for turn in episode.journal.turns) > 0
 
 
 async def test_a_program_has_the_arguments_that_the_configuration_gives_it(chat, sandbox):
-    episode = Episode(chat, shell_agent, [f"done{END}"], sandbox, submit="done")
+    episode = Episode(chat, shell_agent, [f"submit{END}"], sandbox, note="mine")
     assert (await episode.run()).kind == "submitted"
+    assert SEEN[-1][1] == "mine"
 
 
 async def test_a_program_that_is_not_async_runs_in_a_thread(chat, sandbox):
