@@ -7,6 +7,7 @@ them anew, in one prefill, and must find the log-probs that were recorded as eac
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import uuid
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import openai
+import pyarrow.parquet as pq
 import pytest
 from hydra.utils import instantiate
 
@@ -255,3 +257,22 @@ async def test_new_weights_in_the_middle_of_streams_are_told_apart_token_by_toke
                 checked += 1
     print(f"\npublish: {len(models) - 1} publishes, {checked} tokens against transformers, max {max(gaps):.2e}")
     assert max(gaps) < GAP_MAX
+
+
+def test_a_run_trains_on_what_a_program_does(launch, tmp_path):
+    run = launch(
+        "agent.program._target_=examples.chat_agent.run", "window.max_tokens=256", "sandbox.warm=2", "cold_start.steps=60"
+    )  # fmt: skip
+    assert run.finish(600) == 0, run.output()[-3000:]
+    steps = [json.loads(line) for line in (tmp_path / "runs/mini/metrics.jsonl").read_text().splitlines()]
+    rows = pq.read_table(tmp_path / "runs/mini/archive").to_pylist()
+    trained = [row for row in rows if row["window"] is not None]
+    assert len(steps) == 4 and trained
+    for step in steps:
+        assert step["extras"]["attributed_tokens"] >= step["action_tokens"] > 0
+        assert step["extras"]["masked_tokens"] == 0
+        assert step["logprob_gap_mean"] < 1e-5
+        mine = [row for row in trained if row["step"] == step["step"]]
+        assert sum(len(row["action"]) for row in mine) == step["action_tokens"]
+    assert all(row["prompt"] is not None for row in rows if row["turn"] is not None)
+    print("\n", [(s["step"], s["action_tokens"], s["reward_mean"], s["logprob_gap_mean"]) for s in steps])

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from actors.engine import Engine, EngineFailure
+from actors.engine import Engine, EngineFailure, Reading
 from actors.weight_versions import NamedByVllm, Stamps
 from klong_rl.config import EngineConfig
 from klong_rl.models import nano
@@ -120,6 +120,43 @@ async def test_an_action_ends_with_the_end_of_turn_token_and_has_it(policy):
     stopped = [sample for sample in samples if sample.finish == "stop"]
     assert stopped
     assert all(sample.tokens_A[-1] == end_id and end_id not in sample.tokens_A[:-1] for sample in stopped)
+
+
+async def test_an_answer_that_is_given_up_ends_as_far_as_it_came(policy):
+    given_up, heard = asyncio.Event(), []
+
+    def hear(text: str) -> None:
+        heard.append(text)
+        given_up.set()
+
+    reading = Reading(special=True, hear=hear, give_up=given_up)
+    sample = await policy.engine.sample(context(2), 200, 2.0, reading)
+    assert sample.finish == "abort" and 0 < len(sample.tokens_A) < 200
+    assert sample.text == "".join(heard)
+    assert sample.versions == ((policy.newest, len(sample.tokens_A)),)
+    whole_T = np.concatenate([context(2), sample.tokens_A])
+    expected = policy.expected(whole_T, policy.newest, 2.0)[len(context(2)) - 1 :]
+    np.testing.assert_allclose(sample.logprobs_A, expected, atol=EXACT)
+
+
+async def test_an_answer_given_up_before_the_engine_knows_of_it_ends_too(policy):
+    given_up = asyncio.Event()
+    given_up.set()
+    sample = await policy.engine.sample(context(3), 200, 2.0, Reading(give_up=given_up))
+    assert sample.finish == "abort" and len(sample.tokens_A) == len(sample.logprobs_A) < 200
+
+
+async def test_an_answer_ends_at_a_text_that_is_part_of_its_tokens_alone(policy):
+    reading = Reading(stop=("a", "e", "o"))
+    samples = await asyncio.gather(*(policy.engine.sample(context(s), 100, 2.0, reading) for s in range(8)))
+    end_id = policy.models[1].config.eos_token_id
+    stopped = [sample for sample in samples if sample.finish == "stop" and sample.tokens_A[-1] != end_id]
+    assert stopped
+    for seed, sample in enumerate(samples):
+        assert not {"a", "e", "o"} & set(sample.text)
+        whole_T = np.concatenate([context(seed), sample.tokens_A])
+        expected = policy.expected(whole_T, policy.newest, 2.0)[len(context(seed)) - 1 :]
+        np.testing.assert_allclose(sample.logprobs_A, expected, atol=EXACT)
 
 
 async def test_published_weights_are_the_ones_that_answer(policy):
