@@ -260,9 +260,8 @@ async def test_new_weights_in_the_middle_of_streams_are_told_apart_token_by_toke
 
 
 def test_a_run_trains_on_what_a_program_does(launch, tmp_path):
-    run = launch(
-        "agent.program._target_=examples.chat_agent.run", "window.max_tokens=256", "sandbox.warm=2", "cold_start.steps=60"
-    )  # fmt: skip
+    program = "agent.program._target_=examples.chat_agent.run"
+    run = launch(program, "window.max_tokens=256", "sandbox.warm=2", "cold_start.steps=60")
     assert run.finish(600) == 0, run.output()[-3000:]
     steps = [json.loads(line) for line in (tmp_path / "runs/mini/metrics.jsonl").read_text().splitlines()]
     rows = pq.read_table(tmp_path / "runs/mini/archive").to_pylist()
