@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hydra.utils import instantiate
 
-from actors.record import UNREAD
+from actors.record import CUT, UNREAD
 from actors.rollout import RolloutActor
 from actors.settings import ActorSettings
 from klong_rl import chain
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 EPISODES = int(os.environ.get("KLONG_AGENTS", "100"))
 SEED = 7
-GAP_MEAN, GAP_MAX = 2e-6, 1e-3  # nats, in float32: one prefill beside steps of one token; a main run's mean is 1e-7
+GAP_MEAN, GAP_MAX = 2e-6, 1e-3  # nats, in float32: one prefill beside steps of one token
 TEXTS = ["You have a shell.", "Follow the clues from the file amber.", "cat amber", "digit 7", "submit"]
 TOOL = {"type": "function", "function": {"name": "bash", "description": "a shell", "parameters": {"type": "object"}}}
 
@@ -207,7 +207,7 @@ async def test_a_hundred_agents_on_the_official_client_are_recorded_exactly(mode
     await it.play()
     sampled = it.assert_exact()
     report("openai", it, sampled)
-    assert set(sampled) <= {"attributed", UNREAD}
+    assert set(sampled) <= {"attributed", UNREAD, CUT}
     assert sum(len(runs(turns)) for turns in it.turns) > 2 * EPISODES, "they did branch"
     assert it.rescored.mean() < GAP_MEAN and it.rescored.max() < GAP_MAX
 
