@@ -109,6 +109,8 @@ def _check_program(config: RunConfig) -> None:
         ) from error
     if not inspect.iscoroutinefunction(found):
         raise UserError(f"agent.program._target_={target} is no async function of (episode, sandbox, base_url, key)")
+    if config.agent.rules != RulesConfig():
+        raise UserError("agent.rules holds for the built-in agent's `submit` alone; leave it out beside agent.program")
     if endpoint.port and config.actors.count > 1:
         raise UserError(
             f"agent.endpoint.port={endpoint.port} is one port for actors.count={config.actors.count} actors, which may "

@@ -9,6 +9,8 @@ from klong_rl.cli import load_config
 from klong_rl.errors import UserError
 from klong_rl.sft import load_sft_config
 
+CHAT_AGENT = "examples.chat_agent.run"
+
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
@@ -65,6 +67,10 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["actors.count=0"], ["actors.count=0", "1 or more"]),
         (["agent.program.x=1"], ["agent.program", "_target_=my_agent.run"]),
         (["agent.program._target_=nowhere.run"], ["nowhere.run", "ModuleNotFoundError", "PYTHONPATH"]),
+        (
+            ["agent.program._target_=examples.chat_agent.run", "agent.rules.submit_after=0.5"],
+            ["agent.rules", "leave it"],
+        ),
         (["agent.program._target_=os.path.join"], ["os.path.join", "no async function"]),
         (
             ["agent.program._target_=examples.mini_swe_agent.run", "agent.endpoint.port=8000", "actors.count=2"],
