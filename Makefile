@@ -5,8 +5,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 bench-buffer bench-gpu bench-gpus test-gpu clean
-.PHONY: help run test test-slow nightly chaos lint setup system docker image image-net smollm2 agents bench-buffer bench-gpu bench-gpus test-gpu clean
+.PHONY: help run recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 agents bench-buffer bench-gpu bench-gpus test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
