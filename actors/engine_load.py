@@ -1,7 +1,7 @@
 """How busy a vLLM engine is, by its own count: what waits, and how full its KV cache is.
 
 vLLM hands its scheduler's statistics of each engine step to "stat loggers". Seen in vLLM 0.32.0: a logger of ours makes
-it count, at no measurable cost, and a logger that isn't asked for (Prometheus) comes with it.
+it count, and a logger that isn't asked for (Prometheus) comes with it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from benchmarks.slow_tools import BatchSupply
 from klong_rl.admission import Admission
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.config import RolloutConfig, StageConfig
+from klong_rl.pacing import Ahead
 from klong_rl.supply import Supply
 from klong_rl.tasks.relay import RelayTasks
 from klong_rl.types import Outcome, Verdict
@@ -27,7 +28,7 @@ async def buffer(tmp_path: Path):
 
 def supply(kind: type[Supply], buffer: Buffer, max_staleness: int) -> Supply:
     rollout = RolloutConfig(groups_per_step=2, group_size=2, max_staleness=max_staleness)
-    made = kind(rollout, buffer, RelayTasks(), Admission(buffer, lambda text: None))
+    made = kind(rollout, buffer, RelayTasks(), Admission(buffer, lambda text: None), Ahead(rollout))
     made.begin(1, STAGE)
     return made
 
