@@ -74,7 +74,7 @@ class Listing:
     """What `find` says of it."""
 
     exit_code: int = 0
-    output: str = "1 20 main.py\n"
+    output: str = "./main.py\n"
     truncated: bool = False
     timed_out: bool = False
     interrupted: bool = False

@@ -78,6 +78,12 @@ def every_transition(b: Buffer) -> list[Step]:
         ("publish_version", lambda: b.publish_version()),
         ("commit", lambda: b.commit(0)),
         ("forget", lambda: b.forget("g")),
+        ("claim", lambda: b.claim("a")),
+        ("append", lambda: b.append("h-0", 1, seg("h-0", 0))),
+        ("seal", lambda: b.seal("h-0", 1, end)),
+        ("next_to_judge", lambda: b.next_to_judge("j")),
+        ("verdict", lambda: b.verdict("h-0", 1, score)),
+        ("part_group", lambda: b.part_group("h", "h-late", 1)),
     ]
     return steps
 
@@ -90,5 +96,6 @@ async def every_look(b: Buffer) -> list[Any]:
     seen = [await b.counts(), await b.ready(), await b.ready_groups(), leases, await b.refs(*states)]
     seen += [await b.running(), await b.consumed(), await b.policy_version(), await b.committed_step(), states]
     seen += [await b.scores(), await b.next_group_to_close(), await b.n_complete(), await b.n_consumed(), known]
-    seen += [[await b.episode(episode) for episode in known], [await b.results(group) for group in states]]
+    results = [result for group in states for result in await b.results(group)]
+    seen += [[await b.episode(episode) for episode in known], [result._replace(ended=None) for result in results]]
     return seen + [[len(await b.segments(episode)) for episode in known]]

@@ -73,14 +73,15 @@ def assert_checkpoint_loads(folder: Path) -> None:
 
 def test_a_run_that_is_stopped_leaves_nothing_and_goes_on_from_its_checkpoint(launch, tmp_path):
     run, run_dir = launch(), tmp_path / "runs" / "mini"
-    run.wait_for("stage 1/2 step 2/4", WHOLE_RUN_S)  # so that the checkpoint of step 1 is there
+    run.wait_for("stage 2/2 step 3/4", WHOLE_RUN_S)  # so that the checkpoint of step 2 is there: a stage ends with one
     run.signal_group(signal.SIGINT)  # a terminal's Ctrl-C reaches the children too
     assert run.finish(GONE_S) == 130, run.output()[-3000:]
     assert "goes on after step" in run.output()
     assert_nothing_is_left(run, run_dir)
 
     run = launch()
-    run.wait_for("stage 2/2 step 3/4", WHOLE_RUN_S)
+    run.wait_for("from checkpoint", WHOLE_RUN_S)
+    run.wait_for("evaluating", WHOLE_RUN_S)
     assert "from checkpoint checkpoints/step-00000" in run.output()
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(GONE_S) == 143, run.output()[-3000:]
