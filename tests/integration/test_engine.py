@@ -260,6 +260,18 @@ async def test_weights_that_cannot_be_read_are_refused_and_the_old_ones_go_on(po
     assert (await policy.engine.sample(context(6), 4, 1.0)).versions[0][0] == version
 
 
+async def test_an_engine_tells_what_it_can_hold_and_what_waits(policy):
+    load, contexts = policy.engine.load, [context(seed) for seed in range(80)]
+    assert load.fits == EngineConfig().max_num_seqs == 64, "the cache holds more contexts than are sampled at once"
+    under_way = asyncio.gather(*(policy.engine.sample(each, LONG, 1.0) for each in contexts))
+    async with asyncio.timeout(60.0):  # the first step of so many takes a busy machine its time
+        while load.waiting == 0:
+            await asyncio.sleep(0.01)
+    assert load.waiting <= 80 - 64 and 0 < load.kv_use < 0.5
+    await under_way
+    assert load.waiting == 0
+
+
 # The last one: there is no way back for this engine.
 async def test_an_update_that_fails_midway_ends_every_request_and_refuses_all_others(policy, tmp_path):
     tied = policy.models[1].config.tie_word_embeddings  # each engine can be broken once: a whole layer, part of one
@@ -281,15 +293,3 @@ async def test_an_update_that_fails_midway_ends_every_request_and_refuses_all_ot
     ):
         with pytest.raises(EngineFailure, match="version 999 failed midway"):
             await call
-
-
-async def test_an_engine_tells_what_it_can_hold_and_what_waits(policy):
-    load, contexts = policy.engine.load, [context(seed) for seed in range(80)]
-    assert load.fits == EngineConfig().max_num_seqs == 64, "the cache holds more contexts than are sampled at once"
-    under_way = asyncio.gather(*(policy.engine.sample(each, LONG, 1.0) for each in contexts))
-    async with asyncio.timeout(60.0):  # the first step of so many takes a busy machine its time
-        while load.waiting == 0:
-            await asyncio.sleep(0.01)
-    assert load.waiting <= 80 - 64 and 0 < load.kv_use < 0.5
-    await under_way
-    assert load.waiting == 0
