@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from klong_rl.admission import Admission
 from klong_rl.agreement import Gap, measure_gap
 from klong_rl.blocking import in_thread
-from klong_rl.buffer import Buffer, Result, WindowRef
+from klong_rl.buffer import Buffer, Counts, Result, WindowRef
 from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState, Saver
 from klong_rl.config import RunConfig
@@ -152,24 +152,34 @@ class Training:
                 clip_fraction=learned.get("clip_fraction", 0.0),
                 kl=learned.get("kl_sampler_k3", 0.0),
                 **episode_numbers(finished),
-                extras={
-                    # Whatever else the learner reports, an objective's own numbers among it.
-                    **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
-                    **{f"publish_{phase}": seconds for phase, seconds in publishing.items()},
-                    "logprob_gap_tokens": gap.tokens,
-                    "windows_stale": counts.windows.get("stale", 0),
-                    "episodes_dropped": sum(counts.drops.values()),
-                    **self.curriculum.metrics(),
-                    **self._pacing.metrics(),
-                    **self._supply.metrics(),
-                    **sampled_numbers(finished),
-                },
+                extras=self._extras(learned, publishing, gap, counts, finished),
             )
         )
         ends = self.curriculum.decide() is not None
         if ends or step % self.config.learner.checkpoint_every == 0:
             await self._begin_checkpoint(number)
         await self._finish_checkpoint(wait=ends or not self.config.learner.async_checkpoints)
+
+    def _extras(
+        self,
+        learned: Mapping[str, float],
+        publishing: Mapping[str, float],
+        gap: Gap,
+        counts: Counts,
+        finished: Sequence[Result],
+    ) -> dict[str, float]:
+        """What else is known of a step, whatever the learner reports among it: an objective's own numbers."""
+        return {
+            **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
+            **{f"publish_{phase}": seconds for phase, seconds in publishing.items()},
+            "logprob_gap_tokens": gap.tokens,
+            "windows_stale": counts.windows.get("stale", 0),
+            "episodes_dropped": sum(counts.drops.values()),
+            **self.curriculum.metrics(),
+            **self._pacing.metrics(),
+            **self._supply.metrics(),
+            **sampled_numbers(finished),
+        }
 
     async def _lease(self, step: int) -> list[WindowRef]:
         """The windows of the next step, admitting episodes until there are enough."""
