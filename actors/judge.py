@@ -22,6 +22,7 @@ from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
 from klong_rl.beside import beside
 from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
+from klong_rl.errors import AlreadyStarted
 from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.groups import to_windows
 from klong_rl.judging.grader import GRADING, Grader
@@ -51,7 +52,7 @@ class JudgeActor:
     async def start(self, owner: str) -> None:
         """Connect, as `owner`, and build the reward that the configuration names."""
         if self._owner:
-            raise RuntimeError(f"this process is {self._owner} already")
+            raise AlreadyStarted(f"this process is {self._owner}")
         self._owner = owner
         self._to_windows = to_windows(self._config)
         judge, store = self._config.judge, Store(self._settings.run_dir)

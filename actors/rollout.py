@@ -38,6 +38,7 @@ from actors.warned import KeptWarnings
 from klong_rl.buffer import Buffer, Claim, Full, StaleEpoch
 from klong_rl.chat import ChatFormat
 from klong_rl.chat_messages import MessageFormat
+from klong_rl.errors import AlreadyStarted
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.pacing import EngineLook, first_slots
 from klong_rl.seldom import Seldom
@@ -70,7 +71,7 @@ class RolloutActor:
         The engine has the weights of `settings.model` as version 0, to be replaced by a publish before it samples.
         """
         if self._owner:
-            raise RuntimeError(f"this process is {self._owner} already")
+            raise AlreadyStarted(f"this process is {self._owner}")
         self._owner = owner
         config = self._config
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)

@@ -30,3 +30,7 @@ def in_short(error: Exception | str) -> str:
         return "its process ended"
     text = str(error.cause if isinstance(error, RayTaskError) else error).split("\n", 1)[0]
     return f"{type(error.cause).__name__}: {text}" if isinstance(error, RayTaskError) else text
+
+
+class AlreadyStarted(Exception):
+    """A process of an actor that was told to start again: it is the one of the life before, and about to end."""

@@ -18,11 +18,12 @@ from typing import Any
 
 from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
-from klong_rl.errors import in_short
+from klong_rl.errors import AlreadyStarted, in_short
 from klong_rl.gpus import reserve
 from klong_rl.phases import slowest
 
-START_DEADLINE_S = 600.0  # an engine compiles and loads within it, once Ray has made its process again
+START_DEADLINE_S = 600.0  # an engine compiles and loads within it
+REMADE_S = 300.0  # for Ray to end a process and make it again, on a machine that is busy
 PUBLISH_DEADLINE_S = 180.0
 SCORE_DEADLINE_S = 600.0  # behind whatever the engine is busy with
 STATUS_DEADLINE_S = 120.0  # an actor that doesn't even say how it is for so long hangs
@@ -177,18 +178,19 @@ class Fleet:
 
     async def _bring_up(self, member: Member) -> None:
         """From a fresh process to one at work; an engine has the newest weights then."""
-        until = time.monotonic() + START_DEADLINE_S
-        was_told = False
+        began, was_told = time.monotonic(), False
         while True:
             try:
                 await self._start(member)
                 break
             except ActorFailure as failure:
-                is_remade = isinstance(failure.__cause__, self._ray.exceptions.ActorUnavailableError)
-                # One death may be of the former process, which was ended from here and was still there to be told.
-                if time.monotonic() > until or not (is_remade or (self._is_death(failure) and not was_told)):
+                if self._is_not_yet(failure):
+                    if time.monotonic() - began > REMADE_S:
+                        raise
+                elif was_told or not self._is_death(failure):
                     raise
-                was_told = was_told or not is_remade
+                else:
+                    was_told = True  # it may be of the former process, which was ended from here
                 await asyncio.sleep(LOOK_S)
         taken = 0
         while member.has_engine and taken != self.version:
@@ -239,6 +241,10 @@ class Fleet:
     def _is_death(self, error: Exception) -> bool:
         """True if `error`, or what it came of, says that the process is gone: then Ray makes it again by itself."""
         return isinstance(error.__cause__ or error, self._ray.exceptions.RayActorError)
+
+    def _is_not_yet(self, failure: ActorFailure) -> bool:
+        """True while Ray makes the process of this life, or the one of the life before has not ended yet."""
+        return isinstance(failure.__cause__, (self._ray.exceptions.ActorUnavailableError, AlreadyStarted))
 
     def _end_process(self, member: Member) -> None:
         """Ray then makes it again."""

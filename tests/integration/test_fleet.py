@@ -11,6 +11,7 @@ import ray
 from klong_rl import fleet as fleets
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.config import RunConfig
+from klong_rl.errors import AlreadyStarted
 from klong_rl.fleet import ActorFailure, Fleet
 from klong_rl.pacing import EngineLook
 from klong_rl.types import EpisodeSpec, Task
@@ -171,17 +172,24 @@ async def test_one_that_can_t_start_is_tried_again(scene):
     assert "rollout-0 ended before it was at work and is tried again" in told and "no room for the model" in told
 
 
-async def test_one_whose_process_is_long_in_the_making_is_waited_for(scene, monkeypatch):
+@pytest.mark.parametrize(
+    "answer", [ray.exceptions.ActorUnavailableError("restarting", b"a" * 16), AlreadyStarted("this is rollout-0.0")]
+)
+async def test_one_whose_process_is_long_in_the_making_is_waited_for(scene, monkeypatch, answer):
     (member, _) = scene.fleet._members
     actor, made_at = member.actor, time.monotonic() + 2
 
-    class StillRestarting:
+    class NotThereYet:
         def __getattr__(self, method):
             if time.monotonic() < made_at:
-                raise ray.exceptions.ActorUnavailableError("The actor is restarting.", b"a" * 16)
+                raise (
+                    answer
+                    if isinstance(answer, ray.exceptions.RayError)
+                    else ray.exceptions.RayTaskError(method, "", answer).as_instanceof_cause()
+                )
             return getattr(actor, method)
 
-    monkeypatch.setattr(member, "actor", StillRestarting())
+    monkeypatch.setattr(member, "actor", NotThereYet())
     await scene.fleet.start()
     assert "rollout-0.1" in await scene.pids() and scene.told == []
 
