@@ -33,7 +33,6 @@ class Rollout:
     async def start(self, owner, life):
         if self._wrong == "start" or (self._wrong == "first start" and life == 1):
             raise RuntimeError("no room for the model")
-        self._owner, self._life = owner, life
         self._buffer = await Buffer.connect(self._address)
 
     async def publish(self, path, version):
