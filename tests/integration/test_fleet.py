@@ -29,8 +29,12 @@ class Rollout:
         self._address, self._wrong = settings
         self._weights = []
         self._told = []
+        self._owner = ""
 
     async def start(self, owner, life):
+        if self._owner:  # as the real ones do
+            raise AlreadyStarted(self._owner)
+        self._owner, self._life = owner, life
         if self._wrong == "start" or (self._wrong == "first start" and life == 1):
             raise RuntimeError("no room for the model")
         self._buffer = await Buffer.connect(self._address)
