@@ -2,7 +2,8 @@
 
     groups of episodes ── all end at the same moment ──▶ one grader ──▶ an endpoint of 20 requests/s (a test double)
 
-Each episode has a rubric of its own leaves, and every group needs all its verdicts before it can be trained. Two sides,
+Each episode has a rubric of its own leaves, and every group needs all its verdicts before it can be trained. The
+endpoint gives its first answer when all leaves wait, so that the files' preparation counts on neither side. Two sides,
 one after the other in one run, with the same episodes in the same shuffled order of arrival, on fresh stores:
 
     ours   by urgency: groups in order of admission
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import random
 import tempfile
 import time
@@ -33,6 +35,7 @@ from tests.fake_judge import FakeJudge
 from tests.judged import Bench, finished, reward
 from tests.unit.judging.trees import leaf, node
 
+GATHERED_S = 60.0  # until all leaves wait
 BAR = 1.3  # times what the first group's own leaves need
 
 
@@ -82,6 +85,7 @@ class Listing:
 
 async def side(flood: Flood, by_urgency: bool, seed: int) -> dict[str, Any]:
     """Seconds from the flood to each group's last verdict, and whose leaf each request was, as answered."""
+    began = math.inf
     arrivals = list(itertools.product(range(flood.groups), range(flood.episodes)))
     random.Random(seed).shuffle(arrivals)
     done: dict[int, float] = {}
@@ -92,7 +96,8 @@ async def side(flood: Flood, by_urgency: bool, seed: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             judge = JudgeConfig(endpoint=endpoint, wait_s=3600.0)
             bench = Bench(Path(folder), judge, reward("rubric.rubric"))
-            began = time.monotonic()
+            fake.opened.clear()
+            leaves = len(arrivals) * flood.leaves
 
             async def one(group: int, episode: int) -> None:
                 name = f"g{group}-{episode}"
@@ -106,7 +111,14 @@ async def side(flood: Flood, by_urgency: bool, seed: int) -> dict[str, Any]:
                 await bench.grader.grade(finished(name, group=queue, rubric=tree), 1, opened, None)
                 done[group] = time.monotonic() - began
 
-            await asyncio.gather(*(one(*arrival) for arrival in arrivals))
+            async with asyncio.TaskGroup() as tasks:
+                for arrival in arrivals:
+                    tasks.create_task(one(*arrival))
+                async with asyncio.timeout(GATHERED_S):
+                    while bench.grader.waiting + fake.under_way < leaves:
+                        await asyncio.sleep(0.01)
+                began = time.monotonic()
+                fake.opened.set()
             await bench.grader.close()
         order = [body["messages"][1]["content"].split("Requirement:\nwhat g")[1].split("-")[0] for body in fake.asked]
     return {"groups_s": [done[group] for group in range(flood.groups)], "order": order, "refused": fake.refused}

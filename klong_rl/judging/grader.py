@@ -131,6 +131,11 @@ class Grader:
     async def close(self) -> None:
         await self._endpoint.close()
 
+    @property
+    def waiting(self) -> int:
+        """Requests to the judge model that wait for their turn."""
+        return self._endpoint.queue.waiting
+
     def rank(self, group: str, urgency: Urgency) -> None:
         """How urgent the requests of a group are from here on; one that was never ranked comes last."""
         self._endpoint.queue.rank(group, urgency)

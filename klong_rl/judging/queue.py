@@ -17,6 +17,11 @@ class RequestQueue:
         self._lane = lane
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._lane.waiting
+
     def rank(self, group: Hashable, urgency: tuple) -> None:
         """See `Lane.rank`."""
         self._lane.rank(group, urgency)
