@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,8 @@ from actors.settings import ActorSettings
 from actors.warned import KeptWarnings
 from klong_rl.beside import beside
 from klong_rl.buffer import Buffer, StaleEpoch, ToJudge, Unknown
-from klong_rl.errors import AlreadyStarted
+from klong_rl.buffer.records import Member
+from klong_rl.errors import AdvantageError, AlreadyStarted
 from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.groups import to_windows
 from klong_rl.judging.grader import GRADING, Grader
@@ -30,10 +31,12 @@ from klong_rl.judging.lane import Urgency
 from klong_rl.judging.record import Records
 from klong_rl.judging.store import Store
 from klong_rl.rewards.base import FinishedEpisode
+from klong_rl.types import Window
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0  # between two looks whether a verdict is still wanted, and how urgent it is by now
+UNUSABLE_GROUPS = 3  # in a row, on which the advantage rule fails: the rule is at fault, not the groups
 VISIBLE_SLACK_S = 300.0  # beyond the deadlines of a grading: making its sandbox, sending its verdict
 
 
@@ -47,6 +50,7 @@ class JudgeActor:
         self._warnings = KeptWarnings()
         self._cleanup = AsyncExitStack()
         self._closing: set[str] = set()
+        self._unusable = 0  # groups in a row
         self._crew = Crew(settings.config.judge.episodes, self._take, self._work)
 
     async def start(self, owner: str) -> None:
@@ -89,11 +93,27 @@ class JudgeActor:
             return
         try:
             members, came_in = await self._buffer.group(job), await self._buffer.came_in(job)
-            await self._buffer.close_group(job, self._to_windows(members, came_in=came_in))
+            await self._buffer.close_group(job, self._windows(job, members, came_in))
         except Unknown:
             log.info("group %s was closed by another judge and archived since", job)
         finally:
             self._closing.discard(job)
+
+    def _windows(self, group: str, members: Sequence[Member], came_in: Mapping[str, float]) -> list[Window]:
+        """What is trained of a group: nothing, where the run's own advantage rule fails on it, or it would hold up the
+        run, at each restart anew. But a rule that fails on one group after the other is to be mended: AdvantageError,
+        and the last of them waits for that.
+        """
+        try:
+            windows = self._to_windows(members, came_in=came_in)
+        except AdvantageError as error:
+            self._unusable += 1
+            if self._unusable >= UNUSABLE_GROUPS:
+                raise
+            log.warning("group %s is not trained: %s", group, error)
+            return []
+        self._unusable = 0
+        return windows
 
     async def _judge(self, job: ToJudge) -> None:
         episode, epoch = job.spec.id, job.epoch

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Sequence
-from math import sqrt
+from functools import partial
+from math import isfinite, sqrt
+
+import numpy as np
+from msgspec.structs import replace
 
 from klong_rl.config import LearnerConfig
-from klong_rl.errors import UserError
+from klong_rl.errors import AdvantageError, UserError
 from klong_rl.objectives.recipes import recipe
 from klong_rl.types import Window
 
@@ -65,18 +69,55 @@ RULES: dict[str, Rule] = {"klong": klong, "grpo": grpo, "dr_grpo": dr_grpo, "rlo
 def advantage_rule(learner: LearnerConfig) -> Rule:
     """The rule that `learner.advantage` names, by RULES or import path; UserError if there is none.
 
+    One of a user's own is tried on small groups here, and whatever it gives later is checked too: AdvantageError.
     Without a name it is the one that goes with the objective.
     """
     name = learner.advantage or recipe(learner.objective).advantage
     if name in RULES:
         return RULES[name]
     try:
-        return pkgutil.resolve_name(name)
+        rule = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"learner.advantage={name} can't be imported ({error}); use one of {sorted(RULES)} or "
             "'package.module.function'"
         ) from error
+    rule = partial(_checked, rule, name)
+    for group in _samples():
+        rule(group)
+    return rule
+
+
+def _checked(rule: Rule, name: str, windows: Sequence[Window]) -> list[float]:
+    """What a user's rule says of a group; AdvantageError if it fails, or doesn't say one finite number a window."""
+    scores = [window.score for window in windows]
+    of = f"learner.advantage={name}, given {len(windows)} windows with the scores {_short(scores)},"
+    try:
+        values = [float(value) for value in rule(windows)]
+    except Exception as error:
+        raise AdvantageError(f"{of} failed: {type(error).__name__}: {error}") from error
+    if len(values) != len(windows):
+        raise AdvantageError(f"{of} gave {len(values)} advantages; it is to give one a window, in their order")
+    if not all(isfinite(value) for value in values):
+        raise AdvantageError(f"{of} gave {_short(values)}; all advantages are to be finite")
+    return values
+
+
+def _samples() -> list[list[Window]]:
+    """Groups that every run may come to: usual scores, equal ones, an episode alone, and none (all were dropped)."""
+    none = np.zeros(0, np.int32)
+    window = Window(
+        id="sample/0", episode="a", group="sample", stage=1, tokens_T=none, targets_T=none.astype(np.uint8),
+        logprobs_T=none.astype(np.float32), versions=(), score=0.0,
+    )  # fmt: skip
+    one = replace(window, id="sample/1", episode="b", score=1.0)
+    two = replace(window, id="sample/2", episode="c", score=0.5)
+    return [[window, one, replace(one, id="sample/3"), two], [window, replace(two, score=0.0)], [one], []]
+
+
+def _short(numbers: Sequence[float]) -> str:
+    shown = ", ".join(f"{number:g}" for number in numbers[:8])
+    return f"[{shown}{', …' if len(numbers) > 8 else ''}]"
 
 
 def _scores(windows: Sequence[Window]) -> dict[str, float]:

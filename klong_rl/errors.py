@@ -5,6 +5,10 @@ class UserError(Exception):
     """One clear line: the thing, its value, the remedy. Entry points print it and exit with code 2."""
 
 
+class AdvantageError(UserError):
+    """A user's own advantage rule failed on a group."""
+
+
 class Stuck(Exception):
     """What was waited for didn't come by its deadline."""
 

@@ -15,6 +15,7 @@ from actors.settings import ActorSettings
 from actors.snapshots import park_sealed
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
 from klong_rl.config import EndpointConfig, JudgeConfig, RunConfig
+from klong_rl.errors import AdvantageError
 from klong_rl.judging.record import Records
 from klong_rl.types import EpisodeSpec, Limits, Outcome, Segment, Task, Turn
 from sandboxes.process import ProcessSandboxes
@@ -93,19 +94,20 @@ class Scene:
             while list(self.sandboxes.folder.glob(what)):
                 await asyncio.sleep(0.02)
 
-    async def closed(self) -> None:
+    async def closed(self, group: str = "g") -> None:
         async with asyncio.timeout(ANSWERED_S):
-            while (await self.buffer.group_states(["g"]))["g"] in ("open", "complete"):
+            while (await self.buffer.group_states([group]))[group] in ("open", "complete"):
                 assert not self.judging.done(), self.judging.result()
                 await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def scene(server, tmp_path, at_work=True, chosen=None, **judge):
+async def scene(server, tmp_path, at_work=True, chosen=None, advantage="", **judge):
     address = BufferAddress(server.url, f"judge-{next(RUNS)}")
     settings = {"grading_timeout_s": 20} | judge
     config = RunConfig(judge=JudgeConfig(**settings), reward=chosen or reward("answer.digits_in_place"))
     config.agent.max_attempts = 2
+    config.learner.advantage = advantage
     options = {"root": str(tmp_path), "allow_unisolated": True}
     factory = {"_target_": "sandboxes.process.ProcessSandboxes", "run": address.run, **options}
     judge = JudgeActor(ActorSettings(config, tmp_path, "", address, factory))
@@ -141,6 +143,36 @@ async def test_a_group_is_scored_and_its_windows_carry_the_advantages(server, tm
         assert {episode: w.advantage for episode, w in windows.items()} == {"e0": 0.25, "e1": -0.25}
         assert windows["e0"].tokens_T.tolist() == [1, 2, 5, 6] and windows["e0"].targets_T.tolist() == [0, 0, 1, 1]
         await stage.removed()
+
+
+def inverse(windows):
+    """An advantage rule that fails on a score of 1/3."""
+    return [1 / (3 * window.score - 1) for window in windows]
+
+
+async def test_a_group_that_the_advantage_rule_fails_on_holds_up_nothing(server, tmp_path):
+    async with scene(server, tmp_path, advantage=f"{__name__}.inverse") as stage:
+        for group, answer in (("g", "4"), ("h", "47"), ("i", "4"), ("j", "4")):
+            await stage.play(group, 1, f"echo {answer} > answer", group=group, file="answer", expected="471")
+            await stage.closed(group)
+        refs = await stage.buffer.lease(0, 1, oldest_version=0)
+        assert [window.episode for window in await stage.buffer.windows([ref.id for ref in refs])] == ["h"]
+        assert [m.verdict.score for m in await stage.buffer.group("g")] == [1 / 3]
+        warned = (await stage.judge.status())["warnings"]
+        assert len(warned) == 3 and "group g is not trained: learner.advantage=" in warned[0]
+        assert "the scores [0.333333], failed: ZeroDivisionError" in warned[0]
+
+
+async def test_an_advantage_rule_that_fails_on_one_group_after_the_other_ends_the_judge(server, tmp_path):
+    async with scene(server, tmp_path, at_work=False, advantage=f"{__name__}.inverse") as stage:
+        with pytest.raises(AdvantageError, match="failed: ZeroDivisionError"):
+            async with working(stage):
+                for group in "ghi":
+                    await stage.play(group, 1, "echo 4 > answer", group=group, file="answer", expected="471")
+                async with asyncio.timeout(ANSWERED_S):
+                    await asyncio.wait([stage.judging])
+        states = await stage.buffer.group_states(list("ghi"))
+        assert sorted(states.values()) == ["complete", "consumed", "consumed"], "the last waits for a better rule"
 
 
 async def test_evaluation_is_scored_and_never_trained(server, tmp_path):

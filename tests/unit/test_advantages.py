@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klong_rl.advantages import RULES, dr_grpo, grpo, klong, rloo
+from klong_rl.advantages import RULES, advantage_rule, dr_grpo, grpo, klong, rloo
+from klong_rl.config import LearnerConfig
+from klong_rl.errors import UserError
 from klong_rl.types import Window
 
 EMPTY = Window(
@@ -79,3 +81,36 @@ def test_the_order_of_scores_is_kept(rule, episodes):
 def test_where_there_is_nothing_to_compare_advantages_are_zero(rule, episodes):
     """0.1 + 0.1 + 0.1 over 3 is not 0.1 to the last bit, and a deviation of 1e-17 must not be divided by."""
     assert rule(group(*episodes)) == pytest.approx([0.0] * len(group(*episodes)), abs=1e-15)
+
+
+def too_few(windows):
+    return [0.0 for window in windows if window.score]
+
+
+def not_finite(windows):
+    return [window.score / (window.score - window.score or float("nan")) for window in windows]
+
+
+def unlike(windows):
+    """Fails on equal scores, as a rule that divides by their deviation does."""
+    return [window.score / statistics.pstdev(w.score for w in windows) for window in windows]
+
+
+@pytest.mark.parametrize(
+    "rule, trouble",
+    [
+        (too_few, "scores [0, 1, 1, 0.5], gave 3 advantages; it is to give one a window"),
+        (not_finite, "gave [nan, nan, nan, nan]; all advantages are to be finite"),
+        (unlike, "scores [0, 0], failed: ZeroDivisionError: float division by zero"),
+    ],
+)
+def test_a_rule_of_ones_own_that_fails_on_a_usual_group_is_refused_before_anything_runs(rule, trouble):
+    name = f"{__name__}.{rule.__name__}"
+    with pytest.raises(UserError) as refused:
+        advantage_rule(LearnerConfig(advantage=name))
+    assert str(refused.value).startswith(f"learner.advantage={name}, given") and trouble in str(refused.value)
+
+
+def test_a_rule_of_ones_own_that_does_what_ours_does_passes():
+    windows = group((1.0, 2), (0.0, 1))
+    assert advantage_rule(LearnerConfig(advantage="klong_rl.advantages.rloo"))(windows) == rloo(windows)
