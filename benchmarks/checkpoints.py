@@ -33,8 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from klong_rl import services
-from klong_rl.config import LayoutConfig, LearnerConfig
+from klong_rl.config import LearnerConfig
 from klong_rl.durable import fsync, fsync_tree
+from klong_rl.learner_config import LayoutConfig
 from klong_rl.types import Window
 
 NANO = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}

@@ -98,7 +98,8 @@ class ColdStart:
     def learner_config(self) -> LearnerConfig:
         """The learner's settings, with the cold start's learning rate."""
         cold = self._config.cold_start
-        optimizer = replace(self._config.learner.optimizer, lr=cold.lr, warmup_steps=cold.warmup_steps)
+        own = {"lr": cold.lr, "warmup_steps": cold.warmup_steps, "decay": "constant"}
+        optimizer = replace(self._config.learner.optimizer, **own)
         return replace(self._config.learner, optimizer=optimizer)
 
     def train(self, learner: Any, base: Path, folder: Path, tell: Callable[[int, float], None]) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from klong_rl.learner_config import LearnerConfig
+
 
 @dataclass
 class ModelConfig:
@@ -171,52 +173,6 @@ class BufferConfig:
     deadline_s: float = 30.0  # for one call: a restart of Redis or a fail-over included
     memory_mb: int = 4096  # of Redis for this run: from 0.8 of it on, new episodes wait until training has freed some
     fsync: str = "everysec"  # of the private server: "always" makes each transition durable before it is answered
-
-
-@dataclass
-class LayoutConfig:
-    """Sizes of the parallel dimensions of one learner group."""
-
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    expert: int = 1
-    data: int = 2
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW, constant learning rate after a linear warm-up."""
-
-    lr: float = 3e-4
-    warmup_steps: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_grad: float = 1.0  # of the global norm
-
-
-@dataclass
-class LearnerConfig:
-    """One Megatron-core learner group."""
-
-    layout: LayoutConfig = field(default_factory=LayoutConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    objective: str = "klong"  # a name in klong_rl.objectives.recipes, or an import path (docs/objectives.md)
-    objective_options: dict[str, Any] = field(default_factory=dict)
-    advantage: str = ""  # a name in klong_rl.advantages, or an import path; empty: the one of the objective's recipe
-    device: str = "cpu"  # or "cuda"
-    dtype: str = "float32"
-    gpu_memory: float = 0.9  # of a GPU's memory, at most
-    token_budget: int = 4096  # tokens of one micro-batch, padding included
-    recompute: float = 0.0  # share of the layers whose activations are computed again in the backward pass; 1: all
-    num_threads: int = 1  # CPU threads of one rank
-    num_cpus: float = 0.25  # of Ray's accounting, one rank
-    num_gpus: float = 0.0
-    checkpoint_every: int = 4  # steps; a stage's last step always has one
-    keep_checkpoints: int = 2
-    async_checkpoints: bool = True  # written beside the steps that follow, by a fork of each rank
 
 
 @dataclass

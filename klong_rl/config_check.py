@@ -16,7 +16,6 @@ from klong_rl.config import (
     CloseEarlyConfig,
     EndpointConfig,
     JudgeConfig,
-    LearnerConfig,
     PromotionConfig,
     RulesConfig,
     RunConfig,
@@ -25,6 +24,7 @@ from klong_rl.config import (
 from klong_rl.errors import UserError
 from klong_rl.groups import CUT_RULES
 from klong_rl.judging.protocols import PROTOCOLS
+from klong_rl.learner_check import check_gpu_share, check_learner
 
 if TYPE_CHECKING:
     from klong_rl.fine_tuning.config import SftConfig
@@ -262,21 +262,8 @@ def check_window(config: RunConfig | SftConfig) -> None:
         )
 
 
-def check_learner_device(learner: LearnerConfig) -> None:
-    if learner.device not in ("cpu", "cuda"):
-        raise UserError(f"learner.device={learner.device} is unknown; use cpu or cuda")
-    if not 0 <= learner.recompute <= 1:
-        raise UserError(f"learner.recompute={learner.recompute:g} is a share of the layers: use 0 to 1")
-    _check_gpu_share("learner", learner.gpu_memory)
-
-
-def _check_gpu_share(name: str, share: float) -> None:
-    if not 0 < share <= 1:
-        raise UserError(f"{name}.gpu_memory={share:g} is a share of a GPU: use a number above 0, at most 1")
-
-
 def _check_devices(config: RunConfig) -> None:
-    check_learner_device(config.learner)
+    check_learner(config.learner)
     transfer, device = config.engine.weight_transfer, config.learner.device
     if transfer not in ("klong_shared_memory", "ipc", "network"):
         raise UserError(f"engine.weight_transfer={transfer} is unknown; use klong_shared_memory, ipc or network")
@@ -296,4 +283,4 @@ def _check_devices(config: RunConfig) -> None:
             f"engine.weight_transfer=ipc is for one GPU, and learner.layout has {ranks} ranks; use data=1, or "
             "cluster=split"
         )
-    _check_gpu_share("engine", config.engine.gpu_memory)
+    check_gpu_share("engine", config.engine.gpu_memory)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from klong_rl.config import LayoutConfig
 from klong_rl.errors import UserError
+from klong_rl.learner_config import LayoutConfig
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from klong_rl.config import OptimizerConfig
 from klong_rl.errors import UserError
+from klong_rl.learner_config import OptimizerConfig
 from learners import cpu, families, gpu
 from learners.job import LearnerJob
 
@@ -130,7 +130,7 @@ def _optimizer(settings: OptimizerConfig, chunks: list[torch.nn.Module], half: b
         megatron_optimizer.OptimizerConfig(
             optimizer="adam",
             lr=settings.lr,
-            min_lr=0.0,
+            min_lr=_end(settings),
             weight_decay=settings.weight_decay,
             adam_beta1=settings.beta1,
             adam_beta2=settings.beta2,
@@ -148,22 +148,27 @@ def _optimizer(settings: OptimizerConfig, chunks: list[torch.nn.Module], half: b
 
 
 def _scheduler(settings: OptimizerConfig, optimizer: Any) -> Any:
-    """A linear warm-up, then a constant rate."""
+    """A linear warm-up, then the decay."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
-        min_lr=settings.lr,
+        min_lr=_end(settings),
         lr_warmup_steps=settings.warmup_steps,
-        lr_decay_steps=max(settings.warmup_steps + 1, 1),
-        lr_decay_style="constant",
+        lr_decay_steps=max(settings.warmup_steps + 1, settings.decay_steps),
+        lr_decay_style=settings.decay,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+
+
+def _end(settings: OptimizerConfig) -> float:
+    """The learning rate that the decay ends at."""
+    return settings.lr if settings.decay == "constant" else settings.min_lr
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from klong_rl.buffer import WindowRef
-from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
+from klong_rl.config import LearnerConfig
+from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from klong_rl.types import Window
 from learners.job import LearnerJob
 
@@ -22,7 +23,16 @@ def learner_job(folder: Path | str = "", token_budget: int = 256, recompute: flo
     """Small micro-batches, and an eps for AdamW beside which rounding doesn't change a small gradient's direction."""
     learner = LearnerConfig(
         layout=LayoutConfig(**{"data": 1, **layout}),
-        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, eps=1e-5, warmup_steps=2),
+        optimizer=OptimizerConfig(
+            lr=1e-3,
+            weight_decay=0.1,
+            clip_grad=0.5,
+            eps=1e-5,
+            warmup_steps=2,
+            decay="cosine",
+            decay_steps=8,
+            min_lr=1e-4,
+        ),
         token_budget=token_budget,
         recompute=recompute,
     )

@@ -26,7 +26,8 @@ from benchmarks.gpu import models
 from benchmarks.gpu.turns import Turns
 from klong_rl import gpu_memory
 from klong_rl.buffer import WindowRef
-from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
+from klong_rl.config import LearnerConfig
+from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from klong_rl.types import Window
 from learners import batch, forward, model, process
 from learners.job import LearnerJob

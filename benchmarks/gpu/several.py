@@ -176,8 +176,9 @@ def layouts(name: str, folder: Path, row: int, window: int) -> dict[str, Any]:
 def _steps(folder: Path, row: int, window: int, layout: dict[str, int]) -> list[float] | str:
     """Seconds of each step, or what went wrong."""
     from benchmarks.gpu.learner import make_windows
-    from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
+    from klong_rl.config import LearnerConfig
     from klong_rl.errors import LearnerFailure
+    from klong_rl.learner_config import LayoutConfig, OptimizerConfig
     from learners.group import LearnerGroup
     from learners.job import LearnerJob
     from learners.link import LinkedWeights

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from klong_rl.config import AgentConfig, ColdStartConfig, EngineConfig, LearnerConfig, ModelConfig, WindowConfig
-from klong_rl.config_check import check_at_least, check_learner_device, check_name, check_window
+from klong_rl.config_check import check_at_least, check_name, check_window
 from klong_rl.errors import UserError
+from klong_rl.learner_check import check_learner
 
 
 @dataclass
@@ -71,7 +72,7 @@ def check(config: SftConfig) -> None:
     )
     check_name(config.name)
     check_window(config)
-    check_learner_device(config.learner)
+    check_learner(config.learner)
     if not 0 <= config.held_out_share < 1:
         raise UserError(f"held_out_share={config.held_out_share:g} is a share of the trajectories; use 0 to below 1")
     if config.tokens_per_step < config.window.max_tokens:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
+from klong_rl.config import LearnerConfig
+from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from klong_rl.models import nano
 from klong_rl.types import Window
 from learners import model, process

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
+from klong_rl.config import LearnerConfig
+from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from learners.job import LearnerJob
 from tests.learner_ranks import made_windows, run_ranks, share_of
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, WindowRef
-from klong_rl.config import LayoutConfig, LearnerConfig, OptimizerConfig
+from klong_rl.config import LearnerConfig
 from klong_rl.errors import LearnerFailure, UserError
+from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from klong_rl.models import nano
 from klong_rl.types import EpisodeSpec, Outcome, Task, Verdict, Window
 from learners.group import LearnerGroup

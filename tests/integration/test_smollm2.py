@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 from actors.engine import Engine
 from klong_rl.buffer import WindowRef
 from klong_rl.chat import ChatFormat
-from klong_rl.config import EngineConfig, LayoutConfig, LearnerConfig, OptimizerConfig
+from klong_rl.config import EngineConfig, LearnerConfig
 from klong_rl.errors import UserError
+from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from klong_rl.models.smollm2 import SmolLM2Source
 from klong_rl.types import Window
 from learners.group import LearnerGroup

@@ -63,6 +63,12 @@ def test_a_stage_is_where_to_enter_and_no_setting():
         (["modle=nano"], ["modle=nano", "did you mean model?"]),
         (["model=nanoo"], ["model=nanoo", "nano", "smollm2"]),
         (["learner.optimizer.lr=fast"], ["learner.optimizer.lr=fast", "Float"]),
+        (["learner.optimizer.decay=step"], ["learner.optimizer.decay=step", "constant, linear, cosine"]),
+        (["learner.optimizer.decay=cosine"], ["decay_steps=0", "warmup_steps=3", "above"]),
+        (
+            ["learner.optimizer.decay=linear", "learner.optimizer.decay_steps=9", "learner.optimizer.min_lr=1"],
+            ["min_lr=1", "0 to", "lr=0.00012"],
+        ),
         (["actors.count=many"], ["actors.count=many", "Integer"]),
         (["actors.count=0"], ["actors.count=0", "1 or more"]),
         (["agent.program.x=1"], ["agent.program", "_target_=my_agent.run"]),

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from klong_rl import gpu_memory
-from klong_rl.config import EngineConfig, LayoutConfig, LearnerConfig, RunConfig
+from klong_rl.config import EngineConfig, LearnerConfig, RunConfig
 from klong_rl.errors import UserError
 from klong_rl.gpu_memory import GIB, ModelShape
+from klong_rl.learner_config import LayoutConfig
 from klong_rl.models import nano
 from learners import gpu, publish
 

@@ -3,9 +3,10 @@
 import pytest
 
 from klong_rl.cli import load_config
-from klong_rl.config import ActorsConfig, EngineConfig, LayoutConfig, LearnerConfig, RunConfig
+from klong_rl.config import ActorsConfig, EngineConfig, LearnerConfig, RunConfig
 from klong_rl.errors import UserError
 from klong_rl.gpus import check_cluster, check_tensor_parallel
+from klong_rl.learner_config import LayoutConfig
 
 MODEL = {"num_attention_heads": 12, "num_key_value_heads": 4}
 

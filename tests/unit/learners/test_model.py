@@ -1,13 +1,15 @@
-"""Which folders are refused as a model."""
+"""Which folders are refused as a model, and how the learning rate goes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from klong_rl.config import LayoutConfig, LearnerConfig
+from klong_rl.config import LearnerConfig
 from klong_rl.errors import UserError
+from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from learners import model
 from learners.job import LearnerJob
 from learners.model import read_hf_config
@@ -86,3 +88,27 @@ def test_latent_attention_is_not_split_over_the_tensor_ranks_of_a_cpu(tmp_path):
     learner = LearnerConfig(layout=LayoutConfig(tensor=2, data=1))
     with pytest.raises(UserError, match="layout.tensor=2 can't be trained on a CPU"):
         model.check(LearnerJob(folder(tmp_path, **config), learner))
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+def test_the_learning_rate_goes_as_that_of_torchs_own_schedulers(decay):
+    settings = OptimizerConfig(lr=1e-3, warmup_steps=4, decay=decay, decay_steps=14, min_lr=1e-4)
+    ours = SimpleNamespace(param_groups=[{"lr": 0.0}])
+    scheduler = model._scheduler(settings, ours)
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    after = {
+        "linear": lambda: torch.optim.lr_scheduler.LinearLR(theirs, 1.0, settings.min_lr / settings.lr, 10),
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(theirs, 10, settings.min_lr),
+        "constant": lambda: torch.optim.lr_scheduler.ConstantLR(theirs, 1.0),
+    }[decay]()
+    rates, expected = [], [settings.lr * update / 4 for update in range(1, 5)]
+    for _ in range(14):
+        scheduler.step(1)
+        rates.append(ours.param_groups[0]["lr"])
+        if len(rates) > 4:
+            theirs.step()
+            after.step()
+            expected.append(theirs.param_groups[0]["lr"])
+    assert rates == pytest.approx(expected, abs=1e-12)
+    scheduler.step(5)
+    assert ours.param_groups[0]["lr"] == pytest.approx(settings.lr if decay == "constant" else settings.min_lr)
