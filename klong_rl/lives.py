@@ -9,6 +9,7 @@ A run's first start is a life like any other. The actors sample meanwhile, so a 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,11 @@ class LearnerLives:
             await training.publish_restored()
             self.log.phase("starting engines", state.curriculum.stage)
             await self.fleet.start()
-            await training.run()
+            try:
+                await training.run()
+            except asyncio.CancelledError:
+                await training.keep_checkpoint()
+                raise
         finally:
             if learner is not None:
                 learner.shutdown()

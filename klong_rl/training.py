@@ -32,7 +32,7 @@ from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState, Saver
 from klong_rl.config import RunConfig
 from klong_rl.curriculum import Curriculum, Move, StepOutcome
-from klong_rl.errors import LeaseLost, Stuck
+from klong_rl.errors import LearnerFailure, LeaseLost, Stuck
 from klong_rl.fleet import Fleet
 from klong_rl.held_out import LOOK_S, HeldOut
 from klong_rl.ledger import Ledger, TrainedStep
@@ -45,6 +45,7 @@ from klong_rl.tasks.base import TaskFamily
 
 T = TypeVar("T")
 
+KEEP_S = 60.0  # for the checkpoint under way, when the run is told to stop
 FSYNC_S = 2.0  # Redis syncs its file each second, or up to a second later while the disk is busy
 
 
@@ -266,6 +267,15 @@ class Training:
             await self.buffer.commit(step)
             self.ledger.forget(step)
             self.archiver.start()
+
+    async def keep_checkpoint(self) -> None:
+        """Asked to stop: a checkpoint that is under way is worth waiting for, where the learner still lives."""
+        try:
+            async with asyncio.timeout(KEEP_S):
+                await self._finish_checkpoint(wait=True)
+        except (LearnerFailure, TimeoutError) as error:
+            why = str(error) or f"it wasn't written within {KEEP_S:g} s"
+            self.log.warn(f"the checkpoint that was being written is given up, the one before it stands: {why}")
 
     def _update_checkpoint(self) -> None:
         self.state.wall_s = time.monotonic() - self._began

@@ -8,7 +8,7 @@ from klong_rl import training
 from klong_rl.buffer import WindowRef
 from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.config import BufferConfig, RunConfig
-from klong_rl.errors import LeaseLost
+from klong_rl.errors import LearnerFailure, LeaseLost
 from klong_rl.ledger import Ledger, TrainedStep, read_ledger
 from klong_rl.pacing import Pacing
 from klong_rl.training import Training
@@ -98,6 +98,29 @@ async def test_a_checkpoint_is_finished_before_the_next_one_begins(tmp_path):
     assert run.buffer.committed == [1] and run.checkpoints.newest().name == "step-000001"
     await run._finish_checkpoint(wait=True)
     assert run.buffer.committed == [1, 2]
+
+
+async def test_a_run_that_is_told_to_stop_waits_for_the_checkpoint_under_way(tmp_path):
+    run = made(tmp_path, "always")
+    run.learner.written = False
+    await run.keep_checkpoint()
+    assert run.checkpoints.newest() is None and run.buffer.committed == [], "none is under way"
+    await run._begin_checkpoint(1)
+    await run.keep_checkpoint()
+    assert run.checkpoints.newest().name == "step-000001" and run.buffer.committed == [1]
+
+
+async def test_a_checkpoint_whose_learner_ended_is_given_up_in_words(tmp_path, monkeypatch):
+    def ended(wait):
+        raise LearnerFailure(0, "finish_save", "the group has ended")
+
+    run, said = made(tmp_path, "always"), []
+    monkeypatch.setattr(run.learner, "finish_save", ended)
+    monkeypatch.setattr(run.log, "warn", said.append)
+    await run._begin_checkpoint(1)
+    await run.keep_checkpoint()
+    assert run.checkpoints.newest() is None and run.buffer.committed == []
+    assert "is given up, the one before it stands: learner rank 0 failed in finish_save" in said[0]
 
 
 async def test_groups_that_are_trained_already_are_not_trained_again(tmp_path):
