@@ -5,13 +5,16 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 agents bench-buffer bench-gpu bench-gpus test-gpu clean
+.PHONY: help run doctor recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 agents bench-buffer bench-gpu bench-gpus test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: setup  ## set everything up and train; ARGS="seed=1 +stage=2" are Hydra overrides
 	@$(PYTHON) -m klong_rl.launch $(ARGS)
+
+doctor:  ## what this machine can do, a line each with the remedy; ARGS="--ray auto --json"
+	@$(or $(wildcard $(PYTHON)),python3) -m klong_rl.doctor $(ARGS)
 
 recipe: setup  ## papers to tasks to trajectories to SFT to RL, two small papers and scripted models; OUT=DIR
 	@PYTHON=$(PYTHON) examples/recipe.sh $(OUT)
