@@ -236,6 +236,15 @@ class EvalConfig:
 
 
 @dataclass
+class MonitorConfig:
+    """Who is told the numbers of the run beside metrics.jsonl and TensorBoard (docs/operations.md)."""
+
+    prometheus_port: int = 0  # of the endpoint; 0: none
+    prometheus_host: str = "127.0.0.1"  # that it listens on; no one asks who reads there
+    sinks: list[dict[str, Any]] = field(default_factory=list)  # klong_rl.monitor.sinks, each by its `_target_`
+
+
+@dataclass
 class RunConfig:
     """A whole run. `root/name` is the run directory."""
 
@@ -258,5 +267,6 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     ray_address: str = ""  # of an existing Ray cluster; empty: a local one
     min_free_disk_mb: int = 2048

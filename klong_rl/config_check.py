@@ -16,6 +16,7 @@ from klong_rl.config import (
     CloseEarlyConfig,
     EndpointConfig,
     JudgeConfig,
+    MonitorConfig,
     PromotionConfig,
     RulesConfig,
     RunConfig,
@@ -41,6 +42,7 @@ def check(config: RunConfig) -> None:
     _check_counts(config)
     _check_program(config)
     _check_buffer(config.buffer)
+    _check_monitor(config.monitor)
     check_judge(config.judge, config.reward)
     check_sandbox(config.sandbox)
     _check_stages(config)
@@ -118,6 +120,14 @@ def _check_program(config: RunConfig) -> None:
         )
     if endpoint.grace_s < 0:
         raise UserError(f"agent.endpoint.grace_s={endpoint.grace_s:g} is below 0 seconds")
+
+
+def _check_monitor(monitor: MonitorConfig) -> None:
+    if not 0 <= monitor.prometheus_port <= 65535:
+        raise UserError(f"monitor.prometheus_port={monitor.prometheus_port} is no port; use 1 to 65535, or 0 for none")
+    for sink in monitor.sinks:
+        if "_target_" not in sink:
+            raise UserError(f"monitor.sinks: {sink} has no _target_; use _target_: klong_rl.monitor.sinks.WandbSink")
 
 
 def _check_buffer(buffer: BufferConfig) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,12 +122,14 @@ class Fleet:
         return [answer for answer in await asyncio.gather(*calls) if answer is not None]
 
     async def status(self) -> dict[str, Any]:
-        """Over all actors at work: episodes under way, tokens sampled so far, warnings since the last look; and the
-        load of each engine (klong_rl.pacing.EngineLook).
+        """Over all actors at work: how many by pool, episodes under way, tokens sampled so far, warnings since the last
+        look; and the load of each engine (klong_rl.pacing.EngineLook).
         """
-        calls = (self._ask(member, "give its status", STATUS_DEADLINE_S, "status") for member in self._at_work())
+        members = self._at_work()
+        calls = (self._ask(member, "give its status", STATUS_DEADLINE_S, "status") for member in members)
         answers = [answer for answer in await asyncio.gather(*calls) if answer is not None]
         return {
+            "actors": Counter("rollout" if member.has_engine else "judge" for member in members),
             "episodes": sum(answer.get("episodes", 0) for answer in answers),
             "sampled_tokens": sum(answer.get("sampled_tokens", 0) for answer in answers),
             "engines": [answer["load"] for answer in answers if "load" in answer],

@@ -41,6 +41,7 @@ from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.lives import LearnerLives
 from klong_rl.monitor.metrics import SUMMARY_FILE, write_pacing
 from klong_rl.monitor.progress import FleetStatus, Progress
+from klong_rl.monitor.prometheus import endpoint
 from klong_rl.objectives import build_objective
 from klong_rl.pacing import Pacing
 from klong_rl.recorded import RecordedFleet
@@ -146,6 +147,8 @@ class Launch:
             model = await self._cold_start(cold, base)
             log = RunLog(self.config, self.run_dir, self.progress)
             stack.callback(log.close)
+            if self.config.monitor.prometheus_port:
+                self.progress.say(f"metrics: {stack.enter_context(endpoint(self.config.monitor, log.numbers))}")
             archiver = Archiver(buffer, self.run_dir / "archive")
             stack.push_async_callback(archiver.close)
             fleet = self._fleet(stack, ActorSettings(self.config, self.run_dir, str(model), address, sandboxes), buffer)
@@ -270,8 +273,8 @@ class Launch:
         while True:
             began = time.monotonic()
             status, counts = await fleet.status(), await buffer.counts()
-            log.fleet(status, counts)
             await fleet.allow(pacing.slots.decide(status["engines"], counts.states.get("sealed", 0), began))
+            log.fleet(status, counts, pacing.metrics(), await buffer.memory())
             write_pacing(self.run_dir, pacing.metrics())
             await asyncio.sleep(max(0.0, STATUS_EVERY_S - (time.monotonic() - began)))
 

@@ -100,7 +100,7 @@ class RecordedFleet:
         return []
 
     async def status(self) -> dict[str, Any]:
-        return {"episodes": 0, "sampled_tokens": 0, "engines": [], "warnings": []}
+        return {"actors": {}, "episodes": 0, "sampled_tokens": 0, "engines": [], "warnings": []}
 
     async def allow(self, slots: Mapping[str, int]) -> None:
         pass

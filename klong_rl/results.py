@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from klong_rl.monitor.metrics import (
     write_summary,
 )
 from klong_rl.monitor.progress import FleetStatus, Progress
+from klong_rl.monitor.prometheus import Numbers
 from klong_rl.monitor.report import write_report
+from klong_rl.monitor.sinks import all_of
 from klong_rl.types import ATTRIBUTED
 
 
@@ -33,6 +36,8 @@ class RunLog:
         self._run_dir = run_dir
         self._progress = progress
         self._metrics: MetricsLog | None = None
+        self._sinks = all_of(config.monitor.sinks)
+        self.numbers = Numbers(run_dir.name)
         self._phase, self._phase_since, self._stage = "starting", time.monotonic(), 0
         self._sampled = (time.monotonic(), 0)
 
@@ -41,10 +46,15 @@ class RunLog:
         self.close()
         self._state, self._stage = state, state.curriculum.stage
         self._metrics = MetricsLog(self._run_dir, restored_step=state.step)
+        for sink in self._sinks:
+            sink.begin(self._run_dir, without_secrets(asdict(self._config)), state.step)
 
     def step(self, metrics: StepMetrics) -> None:
         """A learner step ended."""
         self._metrics.write(metrics)
+        self.numbers.step(metrics)
+        for sink in self._sinks:
+            sink.step(metrics)
         self._progress.update(metrics)
 
     def phase(self, phase: str, stage: int) -> None:
@@ -55,17 +65,19 @@ class RunLog:
         self._progress.say(text)
 
     def warn(self, text: str) -> None:
+        self.numbers.warnings += 1
         self._progress.warn(text)
 
-    def fleet(self, status: dict[str, Any], counts: Counts) -> None:
-        """A look at the actors and at the buffer."""
+    def fleet(self, status: dict[str, Any], counts: Counts, pacing: dict[str, float], memory: tuple[int, int]) -> None:
+        """A look at the actors and at the buffer: its counts, and the bytes that it uses and may use."""
         then, sampled = self._sampled
         now = time.monotonic()
         # A revived engine counts from zero.
         rate = max(0, status["sampled_tokens"] - sampled) / max(now - then, 1e-6)
         self._sampled = (now, status["sampled_tokens"])
         for text in status["warnings"]:
-            self._progress.warn(text)
+            self.warn(text)
+        self.numbers.look(status, counts, rate, pacing, memory)
         self._progress.update(
             FleetStatus(
                 phase=self._phase,
@@ -80,6 +92,8 @@ class RunLog:
     def close(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
+        for sink in self._sinks:
+            sink.close()
 
     def finish(self, counts: Counts) -> None:
         """The table, `summary.json` and `report.html`."""
@@ -149,6 +163,11 @@ def sampled_numbers(results: Sequence[Result]) -> dict[str, float]:
         return {}
     attributed = found[ATTRIBUTED]
     return {"attributed_tokens": float(attributed), "masked_tokens": float(found.total() - attributed)}
+
+
+def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
+    """What may be told to others: `buffer.url` may hold a password."""
+    return {key: value for key, value in config.items() if key != "buffer"}
 
 
 def mean(values: Sequence[float]) -> float:
