@@ -20,18 +20,15 @@ from rich.table import Table
 from klong_rl import preflight, services
 from klong_rl.chat import ChatFormat
 from klong_rl.cli import CONF, compose_config, run_main
-from klong_rl.distillation.attempt import by_characters
-from klong_rl.distillation.attempts import Attempts
+from klong_rl.distillation.attempt import Teaching, by_characters
+from klong_rl.distillation.attempts import Attempts, spec_of
 from klong_rl.distillation.config import DistillConfig, check
 from klong_rl.distillation.journal import Journal
 from klong_rl.distillation.selection import Candidate, best, row
-from klong_rl.distillation.teacher import EndpointTeacher, ScriptedTeacher, Teacher
+from klong_rl.distillation.teacher import teacher_of
 from klong_rl.errors import UserError
 from klong_rl.failures import EpisodeFailure, InfrastructureFailure, TaskFailure
 from klong_rl.interrupt import EXIT_CODES, Interrupts
-from klong_rl.judging.endpoint import Endpoint
-from klong_rl.judging.grader import Grader
-from klong_rl.judging.record import Records
 from klong_rl.judging.store import Store, write_whole
 from klong_rl.launch import run_id
 from klong_rl.monitor.batch_progress import BatchProgress, spent
@@ -85,7 +82,6 @@ class Distillation:
 
     def __init__(self, config: DistillConfig, out: Path) -> None:
         self.config, self.out = config, out
-        self._under_way: set[str] = set()
 
     async def run(self) -> int:
         tasks = training_tasks(instantiate(self.config.tasks), self.config.difficulty, self.config.count)
@@ -94,17 +90,19 @@ class Distillation:
         try:
             async with AsyncExitStack() as stack:
                 progress = stack.enter_context(BatchProgress("attempts", len(tasks) * self.config.samples))
-                attempts = await self._attempts(stack)
-                specs = [attempts.spec(task, sample) for sample in range(self.config.samples) for task in tasks]
-                stack.push_async_callback(self._park, attempts, specs)
-                return await self._batch(attempts, specs, progress)
+                teaching = self._teaching(stack)
+                attempts = await self._attempts(stack, teaching)
+                specs = [self._spec(task, sample) for sample in range(self.config.samples) for task in tasks]
+                return await self._batch(attempts, teaching, specs, progress)
         except asyncio.CancelledError:
             if not interrupts.came:
                 raise
             print(f"stopped; the same command on {self.out} goes on", flush=True)
             return EXIT_CODES[interrupts.came[0]]
 
-    async def _batch(self, attempts: Attempts, specs: list[EpisodeSpec], progress: BatchProgress) -> int:
+    async def _batch(
+        self, attempts: Attempts, teaching: Teaching, specs: list[EpisodeSpec], progress: BatchProgress
+    ) -> int:
         done: dict[str, tuple[EpisodeSpec, Journal]] = {}
         room = asyncio.Semaphore(self.config.at_once)
 
@@ -114,24 +112,22 @@ class Distillation:
                     progress.done(spec.id, f"{spec.id}: not needed, enough attempts scored {self.config.enough:g}")
                     return
                 progress.work(spec.id, "attempt")
-                self._under_way.add(spec.id)
                 before = attempts.journal(spec).usage
                 try:
                     journal = await attempts.run(spec)
                 except (EpisodeFailure, UserError) as failure:  # ours, the task's or the teacher's: the others go on
                     progress.done(spec.id, f"{spec.id}: failed: {' '.join(str(failure).split())}")
                     return
-                self._under_way.discard(spec.id)
                 progress.spend(journal.usage - before)
                 if journal.judged is not None:
                     done[spec.id] = (spec, journal)
-                    self._write(attempts, done)
+                    self._write(teaching, done)
                 progress.done(spec.id, line_of(spec, journal))
 
         async with asyncio.TaskGroup() as group:
             for spec in specs:
                 group.create_task(one(spec))
-        kept = self._write(attempts, done)
+        kept = self._write(teaching, done)
         self._tell(done, kept, progress)
         return 0 if kept else 1
 
@@ -139,11 +135,11 @@ class Distillation:
         good = [journal for spec, journal in done.values() if spec.task.id == task]
         return sum(journal.judged.score >= self.config.enough for journal in good) >= self.config.keep
 
-    def _write(self, attempts: Attempts, done: dict[str, tuple[EpisodeSpec, Journal]]) -> int:
+    def _write(self, teaching: Teaching, done: dict[str, tuple[EpisodeSpec, Journal]]) -> int:
         """Both files, whole, from all that is judged; how many trajectories are kept."""
         rows = {}
         for name, (spec, journal) in sorted(done.items()):
-            rows[name] = row(spec, journal, attempts.attempt(spec, journal, None).messages(), attempts.teacher_name)
+            rows[name] = row(spec, journal, teaching.attempt(spec, journal).messages(), teaching.name)
         candidates = [
             Candidate(id=name, task=each["task"], score=each["score"], turns=each["turns"])
             for name, each in rows.items()
@@ -166,25 +162,23 @@ class Distillation:
         progress.say(f"this run: {spent(progress.usage)}")
         progress.say(f"{kept} trajectories: {self.out / TRAJECTORIES}; every attempt: {self.out / SCORES}")
 
-    async def _attempts(self, stack: AsyncExitStack) -> Attempts:
-        config, store = self.config, Store(self.out)
-        grader = Grader(config.judge, config.reward, store, Records(store.folder / "records"))
-        stack.push_async_callback(grader.close)
-        sandboxes = instantiate(services.sandbox_factory(config.sandbox, self.out, f"distill-{run_id(self.out)}"))
-        stack.push_async_callback(sandboxes.close)
+    def _spec(self, task: Task, sample: int) -> EpisodeSpec:
+        config = self.config
+        limits = {"timeout_s": config.timeout_s, "max_turns": config.max_turns}
+        return spec_of(task, sample, samples=config.samples, seed=config.seed, **limits)
+
+    async def _attempts(self, stack: AsyncExitStack, teaching: Teaching) -> Attempts:
+        config, run = self.config, f"distill-{run_id(self.out)}"
+        attempts = await Attempts.opened(stack, self.out, run, teaching, config.judge, config.reward, config.sandbox)
         try:
-            await sandboxes.prepare(config.sandbox.image)
+            await attempts.prepare(config.sandbox.image)
         except (InfrastructureFailure, TaskFailure) as failure:
             raise UserError(f"sandbox: {failure}") from failure
-        return Attempts(config, self.out, self._teacher(stack, store), grader, sandboxes, self._cut())
+        return attempts
 
-    def _teacher(self, stack: AsyncExitStack, store: Store) -> Teacher:
-        teacher = self.config.teacher
-        if teacher.kind == "scripted":
-            return ScriptedTeacher(instantiate(self.config.cold_start.demonstrator))
-        endpoint = Endpoint(teacher.endpoint, store, role="teacher", key="teacher.endpoint")
-        stack.push_async_callback(endpoint.close)
-        return EndpointTeacher(endpoint, teacher)
+    def _teaching(self, stack: AsyncExitStack) -> Teaching:
+        teacher = teacher_of(stack, self.config.teacher, self.config.cold_start.demonstrator, Store(self.out))
+        return Teaching(teacher, self.config.agent, self.config.teacher.endpoint.reply_tokens, self._cut())
 
     def _cut(self) -> Callable[[str], str]:
         limit = self.config.agent.observation_tokens
@@ -193,15 +187,6 @@ class Distillation:
         preflight.check_model_folder(Path(self.config.policy))
         chat = ChatFormat(Path(self.config.policy))
         return lambda text: chat.cut(text, limit)
-
-    async def _park(self, attempts: Attempts, specs: list[EpisodeSpec]) -> None:
-        """Of attempts that haven't ended: what can't be parked stays as it is, and is adopted by the next run."""
-        for spec in specs:
-            if spec.id in self._under_way:
-                try:
-                    await attempts.park(spec)
-                except EpisodeFailure as failure:
-                    print(f"{spec.id}: no snapshot: {failure}", flush=True)
 
 
 def _lines(rows) -> bytes:

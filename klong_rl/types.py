@@ -40,7 +40,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one sandbox may use. `read_only` are paths that nobody may change, whatever the rights in the image."""
+    """What one sandbox may use. `read_only` are paths that nobody may change, whatever the rights in the image.
+
+    Commands run as `user` in `workdir`; empty: as the image says. Root has most of the capabilities that Docker gives
+    it, any other user none.
+    """
 
     memory_mb: int = 512
     cpus: float = 1.0
@@ -49,6 +53,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int = 1024  # of one process
     read_only: tuple[str, ...] = ("/bin", "/etc", "/lib", "/opt", "/sbin", "/usr")
     network: Network | None = None  # none at all
+    user: str = "agent"
+    workdir: str = "/work"
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +64,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     `files` maps a path relative to the sandbox's working directory to its content, written before the first turn.
     `secret` is what the reward needs and the agent must not see; it never enters a sandbox or a prompt.
     `reading` are files that the agent is to read before it submits, where a rule asks for it (klong_rl.scaffold).
+    `timeout_s` is what the task itself gives an episode, in active seconds, for evaluation (0: it doesn't say); in
+    training the stage gives the time.
 
     >>> Task(id="relay/train/7", family="relay", instruction="Follow the clues.", image="klong-sandbox")
     """
@@ -70,6 +78,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     secret: dict[str, Any] = {}
     limits: Limits = Limits()
     reading: tuple[str, ...] = ()
+    timeout_s: float = 0.0
 
 
 class EpisodeSpec(msgspec.Struct, frozen=True, kw_only=True):

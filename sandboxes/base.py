@@ -110,6 +110,9 @@ class Sandbox(Protocol):
         it reads and runs.
         """
 
+    async def forget(self) -> None:
+        """Forget the shell's directory and environment: the next command begins as the first did. Processes go on."""
+
     async def snapshot(self, tag: str) -> str:
         """Keep the file system under `tag`; the id returned is an image for `SandboxFactory.create`.
 

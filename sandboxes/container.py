@@ -24,6 +24,7 @@ import docker
 
 from klong_rl.failures import TaskFailure
 from klong_rl.types import Limits
+from sandboxes.session import Session
 from sandboxes.supervisor import COMMAND
 
 RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
@@ -95,13 +96,14 @@ def word(text: str) -> str:
     return re.sub(rb"[^A-Za-z0-9-]", lambda match: b"_%02X" % match[0][0], text.encode()).decode()
 
 
-def host_config(limits: Limits, *, network: str, runtime: str | None, disk_quota: bool) -> dict[str, Any]:
+def host_config(
+    limits: Limits, session: Session, *, network: str, runtime: str | None, disk_quota: bool
+) -> dict[str, Any]:
     """Docker's HostConfig: what the docstring of sandboxes.docker calls hardening."""
     disk_bytes = limits.disk_mb << 20
     return {
         "NetworkMode": network,
-        "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        **session.rights,
         "Init": True,  # reaps what commands leave behind
         "Memory": limits.memory_mb << 20,
         "MemorySwap": limits.memory_mb << 20,  # memory and swap together: so, no swap
@@ -124,7 +126,9 @@ def is_refusal_of_quota(error: Exception) -> bool:
     return isinstance(error, docker.errors.APIError) and "storage-opt" in str(error.explanation).lower()
 
 
-def container_config(run: str, image: str, host: dict[str, Any], environment: Sequence[str] = ()) -> dict[str, Any]:
+def container_config(
+    labels: dict[str, str], image: str, host: dict[str, Any], environment: Sequence[str] = ()
+) -> dict[str, Any]:
     """Docker's container Config. `environment` is of NAME=VALUE."""
     return {
         "Image": image,
@@ -134,7 +138,7 @@ def container_config(run: str, image: str, host: dict[str, Any], environment: Se
         "Env": list(environment),
         "WorkingDir": "/",  # the agent's own may be closed to others
         "StopSignal": "SIGKILL",  # there is nothing to say goodbye to
-        "Labels": {RUN_LABEL: run},
+        "Labels": labels,
         "HostConfig": host,
     }
 

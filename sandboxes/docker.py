@@ -78,7 +78,7 @@ class DockerSandboxes:
 
     `hosts` are addresses, unix://, tcp:// or ssh://; none follows DOCKER_HOST. `per_host` bounds the sandboxes on each;
     0 sets no bound. `runtime` names another OCI runtime ("runsc" for gVisor). `network` is Docker's; "none" but for
-    tasks that need one. `user` and `workdir` must exist in every image. `create_concurrency` bounds the creations at a
+    tasks that need one. `create_concurrency` bounds the creations at a
     time on a host: more than a few per core only makes each slower. `warm` sandboxes are made ahead on each host, of
     the kinds asked for last. `egress` is what `sandboxes.egress.containers.Egress` takes, for tasks with a network of
     their own. `snapshot_bytes` bounds the run's snapshots on each host; 0 sets no bound.
@@ -92,8 +92,6 @@ class DockerSandboxes:
         per_host: int = 0,
         runtime: str | None = None,
         network: str = "none",
-        user: str = "agent",
-        workdir: str = "/work",
         create_concurrency: int = 4,
         warm: int = 0,
         egress: Mapping[str, Any] | None = None,
@@ -105,8 +103,6 @@ class DockerSandboxes:
             DockerHost(
                 Daemon(url, threads=create_concurrency + 4),  # beyond creations, so that a close never waits for them
                 run,
-                user=user,
-                workdir=workdir,
                 hardening={"network": network, "runtime": runtime},
                 egress=Egress(run, **ways),
                 create_concurrency=create_concurrency,

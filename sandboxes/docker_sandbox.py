@@ -18,6 +18,7 @@ from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, parse_nam
 from sandboxes.daemon import Daemon, Refused
 from sandboxes.disk import DiskFull, DiskWatch
 from sandboxes.egress.containers import Egress, proxy_name, remove_proxies, start_proxy
+from sandboxes.session import Session
 from sandboxes.shell import ShellSandbox
 from sandboxes.stream import AttachedStream
 from sandboxes.supervisor import Paths, executor_environment
@@ -40,17 +41,16 @@ class Place(NamedTuple):
 
     daemon: Daemon
     run: str
-    user: str
-    workdir: str
+    session: Session
     egress: Egress
 
     @property
     def paths(self) -> Paths:
-        return Paths(self.workdir, STATE, RUNNING)
+        return Paths(self.session.workdir, STATE, RUNNING)
 
     @property
     def shell(self) -> container.Shell:
-        return container.Shell(self.user, executor_environment(self.paths, SUPERVISOR_MARK))
+        return container.Shell(self.session.user, executor_environment(self.paths, SUPERVISOR_MARK))
 
 
 class DockerSandbox(ShellSandbox):

@@ -27,6 +27,7 @@ from sandboxes.egress.containers import Egress
 from sandboxes.gate import Gate
 from sandboxes.image import Images, missing_image
 from sandboxes.pool import WarmPool
+from sandboxes.session import Session, find_session, of_labels
 from sandboxes.shell import ATTEMPTS
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Found(NamedTuple):
     name: Name
     created: int
     proxy: str = ""  # its id; none without a network
+    session: Session = Session()
 
 
 class Look(NamedTuple):
@@ -74,8 +76,6 @@ class DockerHost:
         daemon: Daemon,
         run: str,
         *,
-        user: str,
-        workdir: str,
         hardening: dict[str, Any],
         egress: Egress,
         create_concurrency: int,
@@ -83,7 +83,7 @@ class DockerHost:
     ) -> None:
         self._daemon, self._run = daemon, run
         self.where = daemon.where
-        self._place = Place(daemon, run, user, workdir, egress)
+        self._place = Place(daemon, run, Session(), egress)
         self._hardening = hardening
         self._bounds_disks = True  # as far as is known
         self._gate = Gate(create_concurrency)
@@ -132,11 +132,12 @@ class DockerHost:
                     last = lost
             if last.silent:  # an overloaded host, as far as anyone can tell
                 raise InfrastructureFailure(f"{name} opened no shell in time: {last}") from last
-            raise TaskFailure(f"image {kind.image} has no shell for {self._place.user} that works: {last}") from last
+            who = kind.limits.user or "its user"
+            raise TaskFailure(f"image {kind.image} has no shell for {who} that works: {last}") from last
 
     async def _try_to_make(self, kind: Kind, name: str) -> DockerSandbox:
         try:
-            made, sock, proxy = await self._daemon.call(
+            made, sock, proxy, session = await self._daemon.call(
                 f"creating {name} from {kind.image}", lambda api: self._create(api, kind, name), deadline_s=CREATE_S
             )
         except docker.errors.ImageNotFound:
@@ -144,7 +145,7 @@ class DockerHost:
             raise InfrastructureFailure(missing_image(kind.image, self.where)) from None
         except docker.errors.NotFound as error:
             raise InfrastructureFailure(f"Docker refused creating {name}: {error.explanation}") from error
-        sandbox = DockerSandbox(self._place, made, name, proxy)
+        sandbox = DockerSandbox(self._place._replace(session=session), made, name, proxy)
         try:
             await sandbox.open(sock)
         except BaseException:
@@ -152,21 +153,22 @@ class DockerHost:
             raise
         return sandbox
 
-    def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, Any, str]:
-        """The id, the socket of a shell, and the id of the proxy. May be repeated, as the two it is made of."""
+    def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, Any, str, Session]:
+        """The id, the socket of a shell, the id of the proxy, and as whom it runs. May be repeated, as its parts."""
         egress, network = self._place.egress, kind.limits.network
+        place = self._place._replace(session=find_session(api, kind.image, kind.limits))
         hardening, bounds_disks = self._hardening, self._bounds_disks  # another thread may learn better meanwhile
         proxy = egress_containers.create_proxy(api, egress, name, network) if network else ""
         if proxy:
             hardening = hardening | {"network": container.JOINED + proxy}
         config = container.container_config(
-            self._run,
+            {RUN_LABEL: self._run} | place.session.labels,
             kind.image,
-            container.host_config(kind.limits, **hardening, disk_quota=bounds_disks),
+            container.host_config(kind.limits, place.session, **hardening, disk_quota=bounds_disks),
             egress_containers.environment() if proxy else (),
         )
         try:
-            return *container.create(api, name, config, self._place.shell), proxy
+            return *container.create(api, name, config, place.shell), proxy, place.session
         except Exception as error:
             if proxy:
                 container.remove(api, proxy)
@@ -206,15 +208,16 @@ class DockerHost:
             lambda api: api.containers(all=True, filters=filters),
             deadline_s=CLOSE_S,
         )
+        name, proxy = container.listed_name, container.joined
         return [
-            Found(self, each["Id"], container.listed_name(each), each["Created"], container.joined(each))
+            Found(self, each["Id"], name(each), each["Created"], proxy(each), of_labels(each["Labels"]))
             for each in listed
         ]
 
     async def adopt(self, found: Found) -> DockerSandbox:
         """Become the owner of a container: see `sandboxes.base.SandboxFactory`."""
         name = container_name(self._run, found.name.episode, found.name.epoch, secrets.token_hex(4))
-        sandbox = DockerSandbox(self._place, found.id, name, found.proxy)
+        sandbox = DockerSandbox(self._place._replace(session=found.session), found.id, name, found.proxy)
         try:
             await sandbox.take_over()
         except AgentFailure:

@@ -155,6 +155,12 @@ class ShellSandbox(ABC):
         if reply.status != 0:
             raise AgentFailure(f"the state of the shell in the sandbox of {self.episode} can't be removed")
 
+    async def forget(self) -> None:
+        async with self._lock:
+            reply = await self._files("klong_forget", deadline_s=HALT_S)
+        if reply.status != 0:
+            raise AgentFailure(f"the state of the shell in the sandbox of {self.episode} can't be removed")
+
     async def _files(
         self, function: str, *args: str, deadline_s: float = FILES_S, limit: int = 1 << 16, before: bytes = b""
     ) -> Reply:

@@ -105,6 +105,7 @@ klong_halt() {
   rm -rf "$klong_state" "$klong_state".* "$klong_running" "$klong_running".*
   klong_end "$1" $?
 }
+klong_forget() { rm -rf "$klong_state" "$klong_state".*; klong_end "$1" $?; }
 klong_note() {  # of the command that runs: klong_job, its group; klong_up, when it began; klong_executor, its shell
   klong_job= klong_up= klong_executor=
   if [ -f "$klong_running" ]; then read -r klong_job klong_up klong_executor < "$klong_running"; fi

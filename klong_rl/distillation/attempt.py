@@ -152,6 +152,20 @@ class Attempt:
         await in_thread(self._journal.add, event)
 
 
+class Teaching:
+    """A teacher as who acts in klong_rl.distillation.attempts."""
+
+    def __init__(self, teacher: Teacher, agent: AgentConfig, reply_tokens: int, cut: Callable[[str], str]) -> None:
+        self._teacher, self._agent, self._reply_tokens, self._cut = teacher, agent, reply_tokens, cut
+        self.name = teacher.name
+
+    def attempt(self, spec: EpisodeSpec, journal: Journal, sandbox: Any = None) -> Attempt:
+        return Attempt(spec, self._agent, self._teacher, self._reply_tokens, self._cut, journal, sandbox)
+
+    async def run(self, spec: EpisodeSpec, journal: Journal, sandbox: Any) -> None:
+        await self.attempt(spec, journal, sandbox).run()
+
+
 def _tokens(text: str) -> int:
     return MESSAGE_TOKENS + len(text) // CHARS_A_TOKEN
 

@@ -1,4 +1,4 @@
-"""Attempts from their sandbox to their verdict, each going on where it was left.
+"""Attempts from their sandbox to their verdict, each going on where it was left: a teacher's, or an evaluation's.
 
 judged ─▶ nothing to do
 begun  ─▶ its sandbox, adopted ─▶ or its snapshot ─▶ or a new one, and all its commands anew
@@ -7,65 +7,112 @@ new    ─▶ a sandbox with the task's files
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from hydra.utils import instantiate
+
+from klong_rl import services
 from klong_rl.blocking import in_thread
-from klong_rl.distillation.attempt import REFUSED, Attempt
-from klong_rl.distillation.config import DistillConfig
+from klong_rl.config import JudgeConfig, SandboxConfig
+from klong_rl.distillation.attempt import REFUSED
 from klong_rl.distillation.journal import Journal, Judged, Parked
-from klong_rl.distillation.teacher import Teacher
+from klong_rl.failures import EpisodeFailure
 from klong_rl.judging.grader import GRADING, Grader
+from klong_rl.judging.record import Records
+from klong_rl.judging.store import Store
 from klong_rl.papers.collect import slug
 from klong_rl.rewards.base import FinishedEpisode
 from klong_rl.types import EpisodeSpec, Outcome, Task
 
+log = logging.getLogger(__name__)
+
 ATTEMPTS = "attempts"  # below OUT
 
 
+class Policy(Protocol):
+    """Who acts."""
+
+    name: str
+
+    async def run(self, spec: EpisodeSpec, journal: Journal, sandbox: Any) -> None:
+        """Act until the attempt has ended, from where `journal` leaves off; `ended` is in it then.
+
+        Raises InfrastructureFailure: then it goes on another time.
+        """
+
+
+def spec_of(
+    task: Task,
+    sample: int,
+    *,
+    samples: int,
+    seed: int,
+    timeout_s: float,
+    max_turns: int,
+    purpose: str = "train",
+) -> EpisodeSpec:
+    """The `sample`-th attempt of several at a task."""
+    return EpisodeSpec(
+        id=f"{slug(task.id)}-{seed}-{sample}",
+        group=task.id,
+        group_size=samples,
+        stage=0,
+        purpose=purpose,
+        task=task,
+        timeout_s=timeout_s,
+        max_turns=max_turns,
+    )
+
+
 class Attempts:
-    """All of one distillation. `sandboxes` is a sandboxes.base.SandboxFactory."""
+    """All of one folder. `sandboxes` is a sandboxes.base.SandboxFactory."""
 
-    def __init__(
-        self,
-        config: DistillConfig,
+    def __init__(self, out: Path, policy: Policy, grader: Grader, sandboxes: Any) -> None:
+        self._out, self._policy, self._grader, self._sandboxes = out, policy, grader, sandboxes
+        self._under_way: dict[str, EpisodeSpec] = {}
+
+    @classmethod
+    async def opened(
+        cls,
+        stack: AsyncExitStack,
         out: Path,
-        teacher: Teacher,
-        grader: Grader,
-        sandboxes: Any,
-        cut: Callable[[str], str],
-    ) -> None:
-        self._config, self._out, self._teacher = config, out, teacher
-        self._grader, self._sandboxes, self._cut = grader, sandboxes, cut
-        self.teacher_name = teacher.name
+        run: str,
+        policy: Policy,
+        judge: JudgeConfig,
+        reward: dict[str, Any],
+        sandbox: SandboxConfig,
+    ) -> Attempts:
+        """With a grader and sandboxes of its own, closed with `stack`; what is under way then is parked."""
+        store = Store(out)
+        grader = Grader(judge, reward, store, Records(store.folder / "records"))
+        stack.push_async_callback(grader.close)
+        sandboxes = instantiate(services.sandbox_factory(sandbox, out, run))
+        stack.push_async_callback(sandboxes.close)
+        attempts = cls(out, policy, grader, sandboxes)
+        stack.push_async_callback(attempts.park)
+        return attempts
 
-    def spec(self, task: Task, sample: int) -> EpisodeSpec:
-        config = self._config
-        return EpisodeSpec(
-            id=f"{slug(task.id)}-{config.seed}-{sample}",
-            group=task.id,
-            group_size=config.samples,
-            stage=0,
-            purpose="train",
-            task=task,
-            timeout_s=config.timeout_s,
-            max_turns=config.max_turns,
-        )
+    async def prepare(self, image: str) -> None:
+        """Raises InfrastructureFailure, TaskFailure where there is no such image."""
+        await self._sandboxes.prepare(image)
 
     def journal(self, spec: EpisodeSpec) -> Journal:
         return Journal(self._out / ATTEMPTS / f"{spec.id}.jsonl")
 
     async def run(self, spec: EpisodeSpec) -> Journal:
-        """The attempt, judged (or refused by the teacher). Raises InfrastructureFailure, TaskFailure."""
+        """The attempt, judged (or refused by who acts). Raises InfrastructureFailure, TaskFailure."""
         journal = await in_thread(self.journal, spec)
         if journal.judged is not None or (journal.ended is not None and journal.ended.kind == REFUSED):
             return journal
+        self._under_way[spec.id] = spec
         sandbox = await self._sandbox(spec, journal)
         try:
             if journal.ended is None:
-                await self.attempt(spec, journal, sandbox).run()
+                await self._policy.run(spec, journal, sandbox)
             if journal.ended.kind != REFUSED:
                 await self._judge(spec, journal, sandbox)
         except BaseException:
@@ -73,14 +120,21 @@ class Attempts:
             raise
         await sandbox.close()
         await self._sandboxes.forget_snapshots(spec.id)
+        del self._under_way[spec.id]
         return journal
 
-    def attempt(self, spec: EpisodeSpec, journal: Journal, sandbox: Any) -> Attempt:
-        reply_tokens = self._config.teacher.endpoint.reply_tokens
-        return Attempt(spec, self._config.agent, self._teacher, reply_tokens, self._cut, journal, sandbox)
+    async def park(self) -> None:
+        """Keep a snapshot of each attempt under way, if anything happened in it, and remove its sandbox.
 
-    async def park(self, spec: EpisodeSpec) -> None:
-        """Keep a snapshot of an attempt under way, if anything happened in it, and remove its sandbox."""
+        What can't be parked stays as it is, and is adopted by the next run.
+        """
+        for spec in self._under_way.values():
+            try:
+                await self._park(spec)
+            except EpisodeFailure as failure:
+                log.warning("%s: no snapshot: %s", spec.id, failure)
+
+    async def _park(self, spec: EpisodeSpec) -> None:
         journal = await in_thread(self.journal, spec)
         sandbox = await self._sandboxes.adopt(spec.id)
         if sandbox is None:

@@ -30,6 +30,7 @@ class Intended(Event, tag="intended"):
     usage: Usage = Usage()
     seconds: float = 0.0
     context_start: int = 0
+    turn: bytes = b""  # of our own engine: the Turn on the wire (klong_rl.wire), tokens and all
 
 
 class Turned(Event, tag="turned"):
@@ -39,6 +40,7 @@ class Turned(Event, tag="turned"):
     exit_code: int | None = None
     seconds: float = 0.0
     is_end: bool = False
+    turn: bytes = b""  # as in `Intended`, with its observation
 
 
 class Parked(Event, tag="parked"):
@@ -81,6 +83,10 @@ class Journal:
     def seconds(self) -> float:
         """Active: of answers and commands."""
         return sum(each.seconds for each in (*self.intended, *self.turned))
+
+    def goes_on_from(self, before: Journal) -> bool:
+        """Whether it holds all that `before` did: an attempt that begins anew doesn't."""
+        return self.intended[: len(before.intended)] == before.intended
 
     def add(self, event: AnyEvent) -> None:
         """Durable when this returns. Blocking: a line."""

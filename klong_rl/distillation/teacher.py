@@ -6,12 +6,16 @@ import asyncio
 import random
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple, Protocol
+
+from hydra.utils import instantiate
 
 from klong_rl.distillation.config import TeacherConfig
 from klong_rl.failures import InfrastructureFailure
 from klong_rl.judging.endpoint import Answer, Endpoint, Refused
 from klong_rl.judging.protocols import Messages, Usage
+from klong_rl.judging.store import Store
 from klong_rl.tasks.base import Demonstrator
 from klong_rl.types import Task
 
@@ -99,6 +103,17 @@ class ScriptedTeacher:
     async def act(self, task: Task, episode: str, index: int, messages: Messages) -> Action:
         turns: Sequence[tuple[str, str]] = self._demonstrator.demonstrate(task, random.Random(episode))
         return Action(turns[min(index, len(turns) - 1)][0])
+
+
+def teacher_of(
+    stack: AsyncExitStack, config: TeacherConfig, demonstrator: dict[str, Any], store: Store, role: str = "teacher"
+) -> Teacher:
+    """As configured; its endpoint is closed with `stack`. `role` is also the setting it is of. Raises UserError."""
+    if config.kind == "scripted":
+        return ScriptedTeacher(instantiate(demonstrator))
+    endpoint = Endpoint(config.endpoint, store, role=role, key=f"{role}.endpoint")
+    stack.push_async_callback(endpoint.close)
+    return EndpointTeacher(endpoint, config)
 
 
 def command_of(text: str) -> str:

@@ -85,6 +85,9 @@ class Replayed:
     async def halt(self) -> None:
         """Nothing runs."""
 
+    async def forget(self) -> None:
+        """There is no shell."""
+
     async def read(self, path: str, limit: int = 1 << 20) -> bytes:
         kept = self._reads.get(path)
         if kept is None:

@@ -8,7 +8,6 @@ judge reads submission/ alone, by rubric.json. Source of the format: openai/fron
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from yaml import YAMLError
 from klong_rl.errors import UserError
 from klong_rl.judging.rubric import RubricError, load
 from klong_rl.judging.submission import PLACEHOLDER
+from klong_rl.tasks.split import picked, split
 from klong_rl.types import Limits, Network, Task
 
 SUBMISSION = "submission"  # below the working directory
@@ -41,8 +41,7 @@ submit when you are done."""
 class PaperTasks:
     """The tasks of `path`, all of difficulty 1, in an order that `seed` picks.
 
-    `held_out_names` names those for evaluation; without it, `held_out_share` of them are, by their names, but one at
-    least if there are two. A share of 0 holds out none: evaluation is on what is trained, as in `make recipe`.
+    For `held_out_names` and `held_out_share` see klong_rl.tasks.split; `make recipe` holds out none.
     `network`: hosts that a sandbox may reach; what a task's blacklist names stays out of reach.
     """
 
@@ -56,22 +55,15 @@ class PaperTasks:
     network: Sequence[str] = ()
 
     def train(self, difficulty: int, index: int) -> Task:
-        return self._pick(self._split[0], difficulty, index)
+        return self._tasks[picked(self._split[0], "papers", self.seed, difficulty, index)]
 
     def held_out(self, difficulty: int, index: int) -> Task:
-        return self._pick(self._split[1], difficulty, index)
+        return self._tasks[picked(self._split[1], "papers", self.seed, difficulty, index)]
 
     @property
     def all(self) -> list[Task]:
         """Every task once, by name: what is distilled from."""
         return [self._tasks[name] for name in sorted(self._tasks)]
-
-    def _pick(self, names: Sequence[str], difficulty: int, index: int) -> Task:
-        if difficulty != 1:
-            raise UserError(f"papers are all of difficulty 1, and a stage asks for {difficulty}; set difficulty: 1")
-        lap, place = divmod(index, len(names))
-        order = random.Random(f"papers/{self.seed}/{lap}").sample(list(names), len(names))
-        return self._tasks[order[place]]
 
     @cached_property
     def _tasks(self) -> dict[str, Task]:
@@ -82,19 +74,7 @@ class PaperTasks:
 
     @cached_property
     def _split(self) -> tuple[list[str], list[str]]:
-        """Names for training, and for evaluation; no name is in both."""
-        names = sorted(self._tasks)
-        if unknown := set(self.held_out_names) - set(names):
-            raise UserError(f"tasks.held_out_names={sorted(unknown)} are no tasks of {self.path}")
-        by_hash = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-        if self.held_out_share == 0 and not self.held_out_names:
-            return names, names
-        n_kept = max(1, round(self.held_out_share * len(names)))
-        kept = sorted(self.held_out_names or by_hash[:n_kept])
-        train = [name for name in names if name not in kept]
-        if not train:
-            raise UserError(f"tasks.path={self.path} has {len(names)} task, and evaluation takes it; add another")
-        return train, kept
+        return split(list(self._tasks), self.path, self.held_out_names, self.held_out_share)
 
     def _task(self, folder: Path) -> Task:
         limits = Limits(**{**self.limits, **self._way_out(folder)})

@@ -8,6 +8,7 @@ import sys
 import uuid
 
 import docker
+import msgspec
 import pytest
 
 from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
@@ -253,9 +254,10 @@ async def test_an_unreachable_daemon_is_named_with_its_remedy():
 
 
 async def test_an_image_that_cannot_work_is_the_tasks_failure_and_leaves_nothing(client):
-    factory = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}", workdir="/absent/directory", user="nobody")
+    factory = DockerSandboxes(f"test-{uuid.uuid4().hex[:8]}")
+    absent = msgspec.structs.replace(LIMITS, user="nobody", workdir="/absent/directory")
     with pytest.raises(TaskFailure, match="/absent/directory"):
-        await factory.create("e", 1, IMAGE, LIMITS)
+        await factory.create("e", 1, IMAGE, absent)
     await factory.close()
     assert containers(client, factory) == []
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from klong_rl.types import Limits
 from sandboxes.container import container_name, host_config, name_filter, parse_name
+from sandboxes.session import Session
 
 LIMITS = Limits(memory_mb=256, cpus=0.5, pids=40, disk_mb=100)
 
@@ -36,7 +37,7 @@ def test_a_name_of_another_make_belongs_to_no_episode():
 
 
 def test_a_sandbox_is_hardened_and_limited():
-    config = host_config(LIMITS, network="none", runtime=None, disk_quota=False)
+    config = host_config(LIMITS, Session(), network="none", runtime=None, disk_quota=False)
     assert config["NetworkMode"] == "none"
     assert config["CapDrop"] == ["ALL"]
     assert config["SecurityOpt"] == ["no-new-privileges"]
@@ -49,6 +50,6 @@ def test_a_sandbox_is_hardened_and_limited():
 
 
 def test_runtime_and_disk_quota_reach_docker_when_asked_for():
-    config = host_config(LIMITS, network="none", runtime="runsc", disk_quota=True)
+    config = host_config(LIMITS, Session(), network="none", runtime="runsc", disk_quota=True)
     assert config["Runtime"] == "runsc"
     assert config["StorageOpt"] == {"size": "100m"}

@@ -1,0 +1,72 @@
+"""A suite: which tasks of a family are attempted, under which headings, and what is left in a benchmark's format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from klong_rl.evaluation.results import Episode
+from klong_rl.types import Task
+
+
+class Entry(NamedTuple):
+    """A task, and the part of the suite it counts in."""
+
+    part: str
+    task: Task
+
+
+class Suite(Protocol):
+    """Named by `suite._target_`; `family` is what `tasks` names."""
+
+    name: str
+
+    def entries(self, family: Any) -> list[Entry]:
+        """The tasks to attempt, each once."""
+
+    def refused(self, family: Any) -> Mapping[str, str]:
+        """Why each task that can't be used can't be, by its name."""
+
+    def write(self, out: Path, entries: Sequence[Entry], episodes: Sequence[Episode]) -> list[Path]:
+        """Files in the benchmark's own format, from all episodes so far."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """`count` held-out tasks of each difficulty of a family: those that training never sees."""
+
+    name: str
+    difficulties: Sequence[int] = (1,)
+    count: int = 16
+
+    def entries(self, family: Any) -> list[Entry]:
+        found: dict[str, Entry] = {}
+        for difficulty in self.difficulties:
+            for index in range(self.count):
+                task = family.held_out(difficulty, index)
+                found.setdefault(task.id, Entry(f"difficulty {difficulty}", task))
+        return list(found.values())
+
+    def refused(self, family: Any) -> Mapping[str, str]:
+        return {}
+
+    def write(self, out: Path, entries: Sequence[Entry], episodes: Sequence[Episode]) -> list[Path]:
+        return []
+
+
+@dataclass(frozen=True)
+class AllTasks:
+    """Every task of a family that can list them (`all`), by the heading in its secret, `part`, if it has one."""
+
+    name: str
+
+    def entries(self, family: Any) -> list[Entry]:
+        return [Entry(str(task.secret.get("part", self.name)), task) for task in family.all]
+
+    def refused(self, family: Any) -> Mapping[str, str]:
+        return getattr(family, "refused", {})
+
+    def write(self, out: Path, entries: Sequence[Entry], episodes: Sequence[Episode]) -> list[Path]:
+        return []
