@@ -6,7 +6,7 @@ Whatever a model or a container wrote is escaped: by Jinja on the page, as rich 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,33 @@ def percent(value: Interval | None) -> str:
 def table(results: Results) -> Table:
     about = results.about
     title = Text(f"{about['suite']}: {about['policy']}")
-    shows_best, shows_cost = about["repeats"] > 1, any(each.usage.usd for each in results.lines)
     made = Table(title=title, caption=caption(about), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    names = ["", "tasks", "score %", "solved %"] + [f"in {about['repeats']} %"] * shows_best
-    for name in [*names, "lost", "turns", "tokens", "time", *["cost"] * shows_cost]:
+    columns: dict[str, Callable[[Line], str]] = {
+        "": lambda each: each.part,
+        "tasks": lambda each: str(each.tasks),
+        "score %": lambda each: percent(each.score),
+        "solved %": lambda each: percent(each.solved),
+    }
+    if about["repeats"] > 1:
+        columns[f"in {about['repeats']} %"] = lambda each: percent(each.best)
+    if any(each.unscored for each in results.lines):
+        columns["lost"] = lambda each: str(each.unscored)
+    columns["turns"] = lambda each: f"{each.turns:.1f}"
+    if any(each.tokens for each in results.lines):
+        columns["tokens"] = lambda each: count(int(each.tokens))
+    columns["time"] = lambda each: duration(each.seconds)
+    if any(each.usage.usd for each in results.lines):
+        columns["cost"] = lambda each: f"${each.usage.usd:.2f}"
+    for name in columns:
         made.add_column(name, justify="right" if name else "left", no_wrap=True)
     for each in results.lines:
-        cells = [each.part, str(each.tasks), percent(each.score), percent(each.solved)]
-        cells += [percent(each.best)] * shows_best
-        cells += [str(each.unscored), f"{each.turns:.1f}", count(int(each.tokens)), duration(each.seconds)]
-        made.add_row(*map(Text, cells + [f"${each.usage.usd:.2f}"] * shows_cost))
+        made.add_row(*(Text(cell(each)) for cell in columns.values()))
     return made
 
 
 def caption(about: Mapping[str, Any]) -> str:
     share = f"{100 * about['confidence']:g}%"
-    return f"({share} intervals, bootstrap over tasks) lost: episodes without a score; the rest: means of episodes"
+    return f"({share} intervals, by bootstrap over tasks); lost are episodes without a score; the rest are means"
 
 
 def without_score(results: Results) -> list[str]:

@@ -10,18 +10,20 @@ import pytest
 
 from klong_rl.cli import load_config
 from klong_rl.distill import load_distill_config
+from klong_rl.evaluate import load_evaluate_config
 from klong_rl.factory import load_factory_config
 from klong_rl.sft import load_sft_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-COMMAND = re.compile(r"python -m klong_rl\.(launch|sft|factory|distill) ((?:\\\n|[^\n#`])*)")
+COMMAND = re.compile(r"python -m klong_rl\.(launch|sft|factory|distill|evaluate) ((?:\\\n|[^\n#`])*)")
 COMPOSE = {
     "launch": load_config,
     "sft": load_sft_config,
     "factory": load_factory_config,
     "distill": load_distill_config,
+    "evaluate": load_evaluate_config,
 }
 
 
