@@ -6,6 +6,7 @@ begins, tokens and all. So who goes on samples in exactly the context that was.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class CheckpointPolicy:
     def close(self) -> None:
         """Nothing can be asked of it any more."""
         self._engine.shutdown()
-        del self._agent, self._engine  # vLLM's object is gone while there still is an interpreter to take it away
+        del self._agent, self._engine
+        gc.collect()  # vLLM's object, which is in a cycle, complains when it goes with the interpreter
 
     async def run(self, spec: EpisodeSpec, journal: Journal, sandbox: Any) -> None:
         prefix_P = self._agent.prefix(spec)

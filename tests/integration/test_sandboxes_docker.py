@@ -307,3 +307,28 @@ async def test_a_command_whose_owner_is_gone_goes_on_to_its_timeout_and_no_furth
     async with asyncio.timeout(15):
         while runs():
             await asyncio.sleep(0.5)
+
+
+async def test_a_sandbox_of_the_images_own_user_and_directory_stays_that_in_other_hands_and_from_a_snapshot(
+    factory, client
+):
+    """As tasks from elsewhere want it: root, who may change what belongs to others, where the image says."""
+    made = client.containers.create(IMAGE)
+    image = made.commit("klong-test-root", factory.run, changes=["USER root", "WORKDIR /srv"])
+    made.remove()
+    whole = msgspec.structs.replace(LIMITS, user="", workdir="", read_only=())
+    where = "id -un; pwd; touch /etc/mine && chown 1000 /etc/mine && cat kept"
+    try:
+        first = await factory.create("e", 1, image.id, whole)
+        assert (await first.exec("pwd; echo 7 > kept; export HERE=1; cd /", timeout_s=20)).output == "/srv\n"
+        adopted = await factory.adopt("e")
+        assert (await adopted.exec(f"cd /srv; {where}", timeout_s=20)).output == "root\n/srv\n7\n"
+        await adopted.forget()
+        assert (await adopted.exec("pwd; echo $HERE", timeout_s=20)).output == "/srv\n\n"
+        restored = await factory.create("f", 1, await adopted.snapshot("s"), whole)
+        assert (await restored.exec(where, timeout_s=20)).output == "root\n/srv\n7\n"
+        raw = await restored.exec("grep CapEff /proc/self/status", timeout_s=20)
+        assert int(raw.output.split()[1], 16) & (1 << 13 | 1 << 21 | 1 << 27) == 0, "no raw sockets, no devices"
+    finally:
+        await factory.reap(keep=set())
+        client.images.remove(image.id, force=True)
