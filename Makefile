@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run doctor recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 agents bench-buffer bench-gpu bench-gpus test-gpu clean
+.PHONY: help run doctor recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 agents swebench bench-buffer bench-gpu bench-gpus test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ smollm2: .venv/.installed  ## the SmolLM2-135M weights, for model=smollm2
 
 agents: .venv/.installed  ## mini-swe-agent, for examples/mini_swe_agent.py
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/agents.txt
+
+swebench: .venv/.installed  ## the official grading of SWE-bench, in .venv-swebench: its own interpreter
+	@[ -x .venv-swebench/bin/python ] || $(PYTHON) -m venv .venv-swebench
+	@.venv-swebench/bin/python -m pip --disable-pip-version-check install -q -r conf/requirements/swebench.txt
 
 bench-buffer: system .venv/.installed  ## the buffer against bare Redis and other systems; ARGS="--json OUT"
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/benchmarks.txt

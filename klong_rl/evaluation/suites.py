@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from klong_rl.evaluation.results import Episode
+from klong_rl.judging.store import Store, write_whole
 from klong_rl.types import Task
 
 
@@ -70,3 +72,26 @@ class AllTasks:
 
     def write(self, out: Path, entries: Sequence[Entry], episodes: Sequence[Episode]) -> list[Path]:
         return []
+
+
+@dataclass(frozen=True)
+class SweBench(AllTasks):
+    """And predictions.jsonl, which the official harness takes: one file for each repeat. `model` is what it calls us."""
+
+    model: str = "klong_rl"
+
+    def write(self, out: Path, entries: Sequence[Entry], episodes: Sequence[Episode]) -> list[Path]:
+        store, by_sample = Store(out), {}
+        for each in episodes:
+            if each.score is not None and (kept := each.evidence.get("model_patch")):
+                row = {
+                    "instance_id": each.task.removeprefix("swebench/"),
+                    "model_name_or_path": self.model,
+                    "model_patch": store.text(kept),
+                }
+                by_sample.setdefault(each.sample, []).append(json.dumps(row) + "\n")
+        written = []
+        for sample, rows in sorted(by_sample.items()):
+            written.append(out / (f"predictions-{sample}.jsonl" if sample else "predictions.jsonl"))
+            write_whole(written[-1], "".join(rows).encode())
+        return written

@@ -101,9 +101,10 @@ class EpisodeJudge:
         )
 
     @asynccontextmanager
-    async def fresh(self) -> AsyncIterator[Witness]:
-        self.snapshot = self.snapshot or await self.sandbox.snapshot("graded")
-        async with self._make_fresh(self.snapshot) as sandbox:
+    async def fresh(self, image: str = "") -> AsyncIterator[Witness]:
+        if not image:
+            image = self.snapshot = self.snapshot or await self.sandbox.snapshot("graded")
+        async with self._make_fresh(image) as sandbox:
             self._fresh.append(Witness(sandbox, self._store, is_fresh=True))
             yield self._fresh[-1]
 

@@ -38,10 +38,11 @@ class Judge(Protocol):
         few times. Raises InfrastructureFailure where none is valid, or the model can't be reached.
         """
 
-    def fresh(self) -> AbstractAsyncContextManager[Any]:
+    def fresh(self, image: str = "") -> AbstractAsyncContextManager[Any]:
         """A new sandbox with the files of the episode's as they are now, and no process of the agent's; removed after.
 
-        The sandbox must not be written to between two of them. Raises InfrastructureFailure.
+        With `image` one of that image, and nothing of the agent's. The sandbox must not be written to between two of
+        them. Raises InfrastructureFailure.
         """
 
     async def keep(self, name: str, data: bytes) -> str:

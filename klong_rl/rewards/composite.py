@@ -24,8 +24,8 @@ class _Part:
     async def ask(self, messages: list[dict[str, str]], parse: Callable[[str], T], about: str = "") -> T:
         return await self._judge.ask(messages, parse, about=self._prefix + about)
 
-    def fresh(self) -> AbstractAsyncContextManager[Any]:
-        return self._judge.fresh()
+    def fresh(self, image: str = "") -> AbstractAsyncContextManager[Any]:
+        return self._judge.fresh(image)
 
     async def keep(self, name: str, data: bytes) -> str:
         return await self._judge.keep(self._prefix + name, data)
