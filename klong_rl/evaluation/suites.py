@@ -76,7 +76,7 @@ class AllTasks:
 
 @dataclass(frozen=True)
 class SweBench(AllTasks):
-    """And predictions.jsonl, which the official harness takes: one file for each repeat. `model` is what it calls us."""
+    """And predictions.jsonl, which the official harness takes, one for each repeat. `model` is what it calls us."""
 
     model: str = "klong_rl"
 

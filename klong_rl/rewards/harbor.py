@@ -35,6 +35,8 @@ async def harbor(episode: FinishedEpisode, sandbox: Any, judge: Judge, *, fresh:
     The task's secret holds the folder `tests`, `verifier_s` and `verifier_env` (klong_rl.tasks.harbor). Raises
     TaskFailure where they leave no reward.
     """
+    if "tests" not in episode.spec.task.secret:
+        raise TaskFailure(f"task {episode.spec.task.id} has no tests in its secret; tasks=harbor makes tasks that have")
     if not fresh:
         await sandbox.forget()
         return await _verdict(episode, sandbox)

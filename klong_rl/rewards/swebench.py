@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klong_rl.errors import UserError
-from klong_rl.failures import AgentFailure, InfrastructureFailure
+from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.rewards.base import FinishedEpisode, Judge
 from klong_rl.tasks.swebench import TESTBED
 from klong_rl.types import Verdict
@@ -35,7 +35,11 @@ async def swebench(
 
     Raises InfrastructureFailure where the report says that the environment failed.
     """
-    instance = episode.spec.task.secret["instance"]
+    instance = episode.spec.task.secret.get("instance")
+    if instance is None:
+        raise TaskFailure(
+            f"task {episode.spec.task.id} has no instance in its secret; tasks=swebench makes one that has"
+        )
     patch = await _patch(sandbox, instance["base_commit"])
     kept = await judge.keep("model_patch", patch)
     evidence = {"model_patch": kept}

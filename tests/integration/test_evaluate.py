@@ -132,11 +132,11 @@ HARBOR = {
     "task.toml": "[environment]\nallow_internet = false\nmemory_mb = 128\n[verifier]\ntimeout_sec = 20.0\n",
     "instruction.md": "Write 42 to answer.",
     "environment/Dockerfile": "FROM klong-sandbox\nUSER root\nWORKDIR /srv/app\nENV GREETING=hello\n",
-    "tests/test.sh": "cmp answer /tests/right && [ $GREETING = hello ] && kill -0 $(cat /srv/pid)\n"
+    "tests/test.sh": "cmp answer /tests/right && [ $GREETING = hello ] && grep -q 31415 /proc/$(cat /srv/pid)/cmdline\n"
     "[ $? = 0 ] && echo 1 > /logs/verifier/reward.txt || echo 0 > /logs/verifier/reward.txt\n",
     "tests/right": "42\n",
     # As root it changes what belongs to others; and it leaves what its tests must not be taken in by.
-    "solution/solve.sh": "echo 42 > answer; touch /etc/made; chown 1000 /etc/made; sleep 300 & echo $! > /srv/pid\n"
+    "solution/solve.sh": "echo 42 > answer; touch /etc/made; chown 1000 /etc/made; sleep 31415 & echo $! > /srv/pid\n"
     "mkdir -p /logs/verifier; echo 0.5 > /logs/verifier/reward.json\n",
 }
 
