@@ -1,8 +1,8 @@
 """The ways of weights from a learner to a vLLM engine: vLLM's own CUDA IPC, and two backends of ours for its API.
 
 `SHARED_MEMORY` reads a safetensors file (which the learner wrote to /dev/shm) inside the engine's process; `NETWORK`
-fetches from the learner over NCCL or gloo (actors.linked_weights). Both are registered with vLLM's factory. vLLM loads
-`register` in each of its processes through the entry point `vllm.general_plugins` (setup.py).
+fetches from the learner over NCCL or gloo (actors.linked_weights). Both are registered with vLLM's factory, in each of
+its processes (actors.vllm_plugin).
 
     learner: write file          engine: pause(keep) -> start -> update(path) -> finish(version) -> resume
 
@@ -26,7 +26,7 @@ OURS = {SHARED_MEMORY: "SharedMemoryEngine", NETWORK: "NetworkEngine"}
 
 
 def register() -> None:
-    """Entry point of `vllm.general_plugins`; vLLM may call it more than once in a process."""
+    """Make our backends known to vLLM; may be called more than once in a process."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     for backend, name in OURS.items():

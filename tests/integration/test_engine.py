@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -273,6 +274,20 @@ async def test_an_engine_tells_what_it_can_hold_and_what_waits(policy):
 
 
 # The last one: there is no way back for this engine.
+async def test_an_engine_with_nothing_to_do_leaves_the_cores_to_others(policy):
+    """As vLLM has it, its worker keeps a core busy for a second after each token."""
+    await policy.engine.sample(context(3), 4, 1.0)
+    before, began = cpu_seconds(), time.monotonic()
+    await asyncio.sleep(0.8)
+    assert cpu_seconds() - before < 0.25 * (time.monotonic() - began)
+
+
+def cpu_seconds() -> float:
+    """Of this process's descendants, the engine's among them."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return sum(each.user + each.system for each in times)
+
+
 async def test_an_update_that_fails_midway_ends_every_request_and_refuses_all_others(policy, tmp_path):
     tied = policy.models[1].config.tie_word_embeddings  # each engine can be broken once: a whole layer, part of one
     lacking = "model.norm.weight" if tied else "model.layers.2.self_attn.k_proj.weight"
