@@ -30,7 +30,8 @@ from klong_rl.learner_check import check_gpu_share, check_learner
 if TYPE_CHECKING:
     from klong_rl.fine_tuning.config import SftConfig
 
-RUBRIC = "klong_rl.rewards.rubric."  # in the reward's configuration, or in a part of it: it needs an endpoint
+# In the reward's configuration, or in a part of it: it needs an endpoint.
+ASK_A_MODEL = ("klong_rl.rewards.rubric.", "klong_rl.rewards.paperbench.")
 
 
 def check(config: RunConfig) -> None:
@@ -144,7 +145,7 @@ def _check_buffer(buffer: BufferConfig) -> None:
 
 def check_judge(judge: JudgeConfig, reward: dict[str, Any]) -> None:
     endpoint = judge.endpoint
-    if RUBRIC in str(reward) and not (endpoint.url and endpoint.model):
+    if any(name in str(reward) for name in ASK_A_MODEL) and not (endpoint.url and endpoint.model):
         raise UserError(
             "the reward asks a judge model, and judge.endpoint.url or judge.endpoint.model is empty; set both, "
             "for example judge.endpoint.url=http://127.0.0.1:8000/v1 judge.endpoint.model=NAME"

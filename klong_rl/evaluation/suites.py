@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,3 +96,39 @@ class SweBench(AllTasks):
             written.append(out / (f"predictions-{sample}.jsonl" if sample else "predictions.jsonl"))
             write_whole(written[-1], "".join(rows).encode())
         return written
+
+
+@dataclass(frozen=True)
+class PaperBench(AllTasks):
+    """And paperbench/EPISODE.json, what PaperBench's own judge writes of a submission. `judge` is the model's name."""
+
+    judge: str = ""
+
+    def write(self, out: Path, entries: Sequence[Entry], episodes: Sequence[Episode]) -> list[Path]:
+        folder, store, written = out / "paperbench", Store(out), False
+        for each in episodes:
+            if each.score is not None and (kept := each.evidence.get("graded_task_tree")):
+                output = judge_output(json.loads(store.text(kept)), self.judge, each)
+                write_whole(folder / f"{each.id}.json", json.dumps(output, indent=1).encode())
+                written = True
+        return [folder] if written else []
+
+
+def judge_output(tree: Mapping[str, Any], model: str, episode: Episode) -> dict[str, Any]:
+    """PaperBench's JudgeOutput of a graded tree."""
+    leaves, waiting = 0, [tree]
+    while waiting:
+        node = waiting.pop()
+        leaves += not node["sub_tasks"]
+        waiting += node["sub_tasks"]
+    usage = {"in": episode.usage.prompt_tokens, "out": episode.usage.completion_tokens}
+    return {
+        "judge_type": "klong_rl",
+        "model_name": model,
+        "score": tree["score"],
+        "num_leaf_nodes": leaves,
+        "num_invalid_leaf_nodes": 0,  # one is enough for no verdict
+        "graded_at": time.strftime("%Y-%m-%d-%H-%M-%S-%Z"),
+        "graded_task_tree": tree,
+        "token_usage": {model: usage},
+    }

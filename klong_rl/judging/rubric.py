@@ -169,6 +169,19 @@ def aggregate(rubric: Rubric, leaf_scores: Mapping[str, float]) -> dict[str, flo
     return scores
 
 
+def graded(rubric: Rubric, leaf_scores: Mapping[str, float], explanations: Mapping[str, str]) -> dict[str, Any]:
+    """The tree with a score at each node, as PaperBench writes what its judge found. RubricError as `aggregate`."""
+    scores, trees = aggregate(rubric, leaf_scores), []
+    for node in rubric.nodes:
+        fields = {"id": node.id, "requirements": node.requirements, "weight": node.weight, "score": scores[node.id]}
+        said = explanations.get(node.id, "") if node.is_leaf else "Aggregated score from sub-tasks."
+        fields |= {"valid_score": True, "task_category": node.category or None, "explanation": said}
+        trees.append(fields | {"judge_metadata": None, "sub_tasks": []})
+        if node.parent >= 0:
+            trees[node.parent]["sub_tasks"].append(trees[-1])
+    return trees[0]
+
+
 def code_only(rubric: Rubric) -> Rubric:
     """The tree of the leaves that ask for code, as in PaperBench Code-Dev. RubricError if none of them counts."""
     counts: list[bool] = []  # what has weight 0, or stands under such a node, is never worth a request

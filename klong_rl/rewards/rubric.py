@@ -8,14 +8,15 @@ judge failed, not the agent. Source: PaperBench, arXiv 2504.01848, section 4.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from klong_rl.blocking import in_thread
 from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.judging.prompts import leaf_messages, parse_score
-from klong_rl.judging.rubric import Node, Rubric, RubricError, aggregate, cap, code_only, from_tree, load
+from klong_rl.judging.rubric import Node, Rubric, RubricError, cap, code_only, from_tree, graded, load
 from klong_rl.judging.submission import Ranking, read_submission
 from klong_rl.rewards.base import FinishedEpisode, Judge
 from klong_rl.types import Verdict
@@ -45,13 +46,17 @@ async def rubric(
     await sandbox.halt()  # nothing that the agent left running has a hand in what is read
     secret = episode.spec.task.secret
     files = await read_submission(sandbox, most_files, file_bytes, str(secret.get("folder", ".")))
-    scores = await _judged(judge, tree, files, str(secret.get("paper", ""))) if files else {}
-    root = aggregate(tree, scores)[tree.nodes[0].id] if files else 0.0
+    said = await _judged(judge, tree, files, str(secret.get("paper", ""))) if files else {}
+    scores = {leaf.id: said[leaf.id].score if files else 0.0 for leaf in tree.leaves}
+    why = {leaf.id: said[leaf.id].reply if files else "There is no submission." for leaf in tree.leaves}
+    whole = graded(tree, scores, why)
+    root, kept = whole["score"], await judge.keep("graded_task_tree", json.dumps(whole).encode())
     by_category: dict[str, list[float]] = {}
     for leaf in tree.leaves if files else ():
         by_category.setdefault(leaf.category, []).append(scores[leaf.id])
     parts = {category: sum(found) / len(found) for category, found in by_category.items()}
     evidence = {"rubric_version": tree.version, "leaves": str(len(tree.leaves)), "files": str(len(files))}
+    evidence["graded_task_tree"] = kept
     return Verdict(score=root, parts=parts | {"rubric": root, "solved": float(root == 1.0)}, evidence=evidence)
 
 
@@ -71,16 +76,23 @@ def _rubric_of(episode: FinishedEpisode, only_code: bool, max_depth: int | None)
         raise TaskFailure(f"task {episode.spec.task.id} can't be judged by its rubric: {error}") from error
 
 
-async def _judged(judge: Judge, tree: Rubric, files: Mapping[str, str], paper: str) -> dict[str, float]:
-    """The score of each leaf by its id. Raises InfrastructureFailure if one of them is invalid."""
+class Said(NamedTuple):
+    """What the judge made of a leaf."""
+
+    score: float
+    reply: str
+
+
+async def _judged(judge: Judge, tree: Rubric, files: Mapping[str, str], paper: str) -> dict[str, Said]:
+    """The score of each leaf by its id, with its reply. Raises InfrastructureFailure if one of them is invalid."""
     room, ranking = asyncio.Semaphore(LEAVES_AT_ONCE), await in_thread(Ranking, files)
 
-    async def score(leaf: Node) -> float:
+    async def score(leaf: Node) -> Said:
         async with room:
             above = tree.above(leaf)
             order = ranking.order(" ".join([leaf.requirements, *above[-1:]]))
             messages = leaf_messages(leaf, above, paper, files, order, judge.room_tokens)
-            return await judge.ask(messages, lambda reply: parse_score(reply, leaf.category), about=leaf.id)
+            return await judge.ask(messages, lambda said: Said(parse_score(said, leaf.category), said), about=leaf.id)
 
     leaves = tree.leaves
     asked = [asyncio.ensure_future(score(leaf)) for leaf in leaves]

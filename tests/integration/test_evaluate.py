@@ -128,6 +128,41 @@ async def test_a_checkpoint_goes_on_in_the_context_that_was_sampled(tmp_path):
     assert journal.usage.requests == 3 and journal.intended[1].usage.prompt_tokens == len(known_T)
 
 
+PAPER = {
+    "paper.md": "# A paper",
+    "code/train.py": "print(7)\n",
+    # What it prints tells the agent's container, which has the paper, from one that has the submission alone.
+    "code/reproduce.sh": "[ -e ../paper ] && echo beside the paper || echo alone\npython3 train.py || true\n",
+}
+
+
+def leaf(name: str, requirements: str, category: str) -> dict:
+    return {"id": name, "requirements": requirements, "weight": 1, "sub_tasks": [], "task_category": category}
+
+
+async def test_a_paper_is_reproduced_where_nothing_else_of_the_agent_is_and_judged_there(tmp_path):
+    rubric = leaf("root", "The paper is reproduced.", None)
+    rubric["sub_tasks"] = [
+        leaf("code", "`train.py` has `print(7)`.", "Code Development"),
+        leaf("run", "`reproduce.log` says `alone`.", "Code Execution"),
+        leaf("result", "`reproduce.log` says `beside the paper`.", "Result Analysis"),
+    ]
+    for path, text in (PAPER | {"rubric.json": json.dumps(rubric)}).items():
+        (tmp_path / "p/a" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p/a" / path).write_text(text)
+    bare = ("sandbox.kind=process", "sandbox.allow_unisolated=true", f"tasks.path={tmp_path / 'p'}")
+    judge = ("judge.endpoint.url=scripted://models", "judge.endpoint.model=scripted-judge")
+    typed = (f"cold_start.demonstrator.papers={tmp_path / 'p'}", "cold_start.demonstrator.forgets=0")
+    for suite, scores in (("paperbench", [1, 1, 0]), ("paperbench_code", [1])):
+        assert await parts_of(tmp_path / suite, f"suite={suite}", *bare, *judge, *typed).run() == 0
+        [output] = [json.loads(path.read_text()) for path in (tmp_path / suite / "paperbench").glob("*.json")]
+        tree = output["graded_task_tree"]
+        assert [node["score"] for node in tree["sub_tasks"]] == scores and output["num_leaf_nodes"] == len(scores)
+        assert output["score"] == tree["score"] == sum(scores) / len(scores) and tree["sub_tasks"][0]["explanation"]
+        [episode] = json.loads((tmp_path / suite / "results.json").read_text())["episodes"]
+        assert episode["score"] == output["score"] and ("reproduced" in episode["parts"]) == (suite == "paperbench")
+
+
 HARBOR = {
     "task.toml": "[environment]\nallow_internet = false\nmemory_mb = 128\n[verifier]\ntimeout_sec = 20.0\n",
     "instruction.md": "Write 42 to answer.",

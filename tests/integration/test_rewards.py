@@ -204,7 +204,8 @@ async def test_a_reward_of_ones_own_is_a_short_function_and_a_line_of_config(tmp
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.parent.glob("conf/reward/*.yaml")))
 async def test_every_reward_is_chosen_by_its_name(tmp_path, name):
-    endpoint = ["judge.endpoint.url=http://judge/v1", "judge.endpoint.model=m"] if name == "rubric" else []
+    endpoint = ["judge.endpoint.url=http://judge/v1", "judge.endpoint.model=m"]
+    endpoint = endpoint if name in ("rubric", "paperbench", "paperbench_code") else []
     config, _ = load_config([f"reward={name}", *endpoint])
     async with bench(tmp_path, config.reward) as stage:
         with pytest.raises(TaskFailure, match="task t "):

@@ -16,6 +16,7 @@ from klong_rl.judging.rubric import (
     cap,
     code_only,
     from_tree,
+    graded,
     load,
 )
 from tests.unit.judging.trees import chain, leaf, needs_paperbench, node, paperbench, small
@@ -37,6 +38,26 @@ def test_graded_trees_recompute_from_their_leaves(path):
     assert len(scores) == len(rubric.nodes) > 200
     for each in rubric.nodes:
         assert scores[each.id] == pytest.approx(each.score, abs=1e-12), each.id
+
+
+@needs_paperbench
+@pytest.mark.parametrize("path", paperbench("graded"), ids=lambda path: path.stem)
+def test_a_graded_tree_is_written_as_paperbench_writes_it(path):
+    theirs, rubric = json.loads(path.read_text()), load(path.read_bytes())
+    said, waiting = {}, [theirs]
+    while waiting:
+        each = waiting.pop()
+        said[each["id"]] = each["explanation"]
+        waiting += each["sub_tasks"]
+    ours = graded(rubric, {leaf.id: leaf.score for leaf in rubric.leaves}, said)
+    waiting = [(ours, theirs)]
+    while waiting:
+        mine, given = waiting.pop()
+        assert set(given) - set(mine) <= {"finegrained_task_category"} and set(mine) <= set(given)
+        for key in set(mine) - {"sub_tasks", "score"}:
+            assert mine[key] == given[key], (key, mine["id"])
+        assert mine["score"] == pytest.approx(given["score"], abs=1e-12)
+        waiting += zip(mine["sub_tasks"], given["sub_tasks"], strict=True)
 
 
 def test_weighted_means_go_up():
