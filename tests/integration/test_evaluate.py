@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import docker
 import numpy as np
 import pytest
 from hydra.utils import instantiate
@@ -18,11 +19,14 @@ from klong_rl.distillation.attempts import spec_of
 from klong_rl.distillation.journal import Journal
 from klong_rl.errors import UserError
 from klong_rl.evaluate import Evaluation, load_evaluate_config
+from klong_rl.launch import run_id
 from klong_rl.models.nano import train_tokenizer
 from klong_rl.tasks.relay import RelayDemonstrator, RelayTasks
 from klong_rl.types import Turn
 from klong_rl.windows import ContextRule
 from klong_rl.wire import decode
+from sandboxes.docker import DockerSandboxes
+from sandboxes.image import find
 from sandboxes.process import ProcessSandboxes
 from tests.fake_judge import FakeJudge
 
@@ -182,7 +186,21 @@ def harbor_task(folder: Path, name: str, **changed: str) -> None:
         (folder / name / path).write_text("#!/bin/sh\n" * path.endswith(".sh") + text)
 
 
-async def test_a_harbor_task_is_solved_by_its_reference_and_not_by_nothing(tmp_path):
+@pytest.fixture
+async def no_images_left(tmp_path):
+    """What a run keeps of episodes without a score, for the next one; and the image of the task."""
+    yield
+    for out in ("oracle", "empty", "fresh"):
+        factory = DockerSandboxes(f"evaluate-{run_id(tmp_path / out)}")
+        await factory.reap(keep=set())
+        await factory.close()
+    api = docker.APIClient()
+    if tag := find(api, tmp_path / "tasks/good/environment"):
+        api.remove_image(tag, force=True)
+    api.close()
+
+
+async def test_a_harbor_task_is_solved_by_its_reference_and_not_by_nothing(tmp_path, no_images_left):
     harbor_task(tmp_path / "tasks", "good")
     harbor_task(tmp_path / "tasks", "silent", **{"tests/test.sh": "true\n"})
     harbor_task(tmp_path / "tasks", "broken", **{"environment/Dockerfile": "FROM klong-sandbox\nRUN exit 3\n"})
