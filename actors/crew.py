@@ -30,7 +30,7 @@ class Crew:
         self._ended.set()
 
     def allow(self, size: int) -> None:
-        """From here on so many jobs at a time; what is under way beyond that goes on."""
+        """From here on so many jobs at a time, none at all with 0; what is under way beyond that goes on."""
         self._size = size
 
     @property
@@ -63,7 +63,7 @@ class Crew:
             await self._ended.wait()
 
     async def _wait_a_little(self) -> None:
-        if len(self._jobs) < self._size:
+        if len(self._jobs) < self._size or not self._jobs:
             await asyncio.sleep(IDLE_S)
         else:
             await asyncio.wait(self._jobs, timeout=IDLE_S * 4, return_when=asyncio.FIRST_COMPLETED)

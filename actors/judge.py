@@ -53,14 +53,14 @@ class JudgeActor:
         self._unusable = 0  # groups in a row
         self._crew = Crew(settings.config.judge.episodes, self._take, self._work)
 
-    async def start(self, owner: str) -> None:
-        """Connect, as `owner`, and build the reward that the configuration names."""
+    async def start(self, owner: str, share: float) -> None:
+        """Connect, as `owner`, with its `share` of the judge model's bounds, and build the reward."""
         if self._owner:
             raise AlreadyStarted(f"this process is {self._owner}")
         self._owner = owner
         self._to_windows = to_windows(self._config)
         judge, store = self._config.judge, Store(self._settings.run_dir)
-        self._grader = Grader(judge, self._config.reward, store, Records(store.folder / "records"), 1 / judge.count)
+        self._grader = Grader(judge, self._config.reward, store, Records(store.folder / "records"), share)
         self._cleanup.push_async_callback(self._grader.close)
         self._buffer = await self._cleanup.enter_async_context(await Buffer.connect(self._settings.buffer))
         self._sandboxes = self._settings.make_sandboxes()
@@ -73,6 +73,10 @@ class JudgeActor:
     async def status(self) -> dict[str, Any]:
         """Warnings since the last look."""
         return {"warnings": self._warnings.take()}
+
+    async def share(self, share: float) -> None:
+        """From here on its part of the judge model's bounds, which are the whole run's."""
+        self._grader.share(share)
 
     async def stop(self) -> None:
         await self._crew.stop()

@@ -46,7 +46,8 @@ from klong_rl.windows import ContextRule
 
 log = logging.getLogger(__name__)
 
-SEEDS_APART = 1_000_003  # between the engines of a run
+SEEDS_APART = 1_000_003  # between the engines of a run; odd, so that no two are the same modulo 2^32
+SEATS = 4096  # more engines than a run ever has, those that were let go of included
 REST_S, REST_AT_MOST_S = 0.5, 30.0  # of a slot after a failure of ours, doubled each time in a row
 
 
@@ -77,7 +78,7 @@ class RolloutActor:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
         chat = ChatFormat(self._settings.model)
         # Each engine and each of its lives its own seed: else members of a group would be copies of each other.
-        seed = config.seed + SEEDS_APART * (self._index + config.actors.count * (life - 1))
+        seed = (config.seed + SEEDS_APART * (self._index + SEATS * (life - 1))) % 2**32
         self._engine = await Engine.start(config.engine, str(self._settings.model), chat.end_id, 0, seed)
         self._cleanup.callback(self._engine.shutdown)
         self._crew.allow(first_slots(config.actors.min_episodes, config.actors.episodes, self._engine.load.fits))

@@ -13,6 +13,8 @@ Two rules of promotion (`curriculum.promotion.rule`):
             noisy rewards need a longer window before anything can be said of their slope.)
             `steps` of the stage is the most it may last.
 
+An operator may `ask` for the next stage (klong_rl.steer promote): the stage then ends with the step under way.
+
 Demotion is off unless `demote_below` is set: a stage whose mean reward over `window` steps is under it is left for the
 one below, once at most, so that a run can't go up and down for ever.
 
@@ -67,6 +69,7 @@ class CurriculumState(msgspec.Struct, kw_only=True):
     finished: bool = False
     recent: list[StepOutcome] = []
     moves: list[Move] = []
+    asked: str = ""  # why the stage is to be left for the next one whatever was observed; empty: it isn't
 
 
 class Curriculum:
@@ -101,23 +104,29 @@ class Curriculum:
         if outcome is not None:
             self._state.recent = [*self._state.recent, outcome][-self._config.promotion.window :]
 
+    def ask(self, why: str) -> None:
+        """Leave this stage for the next one, or the end, as soon as a move is decided."""
+        self._state.asked = why
+
     def decide(self) -> Move | None:
         """The move that is due, if one is."""
         if self.finished:
             return None
+        if self._state.asked:
+            return self._up(self._state.asked)
         if why := self._demotion():
             return self._move(self.stage - 1, why)
         why = f"its {self.settings.steps} steps are done" if self.steps_left == 0 else self._ripeness()
         if not why:
             return None
-        last = self.stage == len(self._config.stages)
-        return self._move(0 if last else self.stage + 1, why)
+        return self._up(why)
 
     def enter(self, move: Move) -> None:
         """Make `move`. Raises ValueError for one that doesn't start here."""
         if move.origin != self.stage or self.finished:
             raise ValueError(f"a move from stage {move.origin} to {move.to} can't be made in stage {self.stage}")
         self._state.moves.append(move)
+        self._state.asked = ""
         if move.to == 0:
             self._state.finished = True
         else:
@@ -141,6 +150,10 @@ class Curriculum:
             "cut_share": cut_share(recent),
             "reward_gain_limit": gain_limit([step.reward_mean for step in recent], self._config.promotion.confidence),
         }
+
+    def _up(self, why: str) -> Move:
+        last = self.stage == len(self._config.stages)
+        return self._move(0 if last else self.stage + 1, why)
 
     def _move(self, to: int, why: str) -> Move:
         return Move(origin=self.stage, to=to, step=self._state.stage_step, why=why)

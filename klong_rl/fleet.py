@@ -14,14 +14,14 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from klong_rl.actor_calls import ActorFailure, Calls
 from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
-from klong_rl.errors import AlreadyStarted, in_short
-from klong_rl.gpus import reserve
+from klong_rl.errors import in_short
 from klong_rl.phases import slowest
+from klong_rl.pools import Member, Pools
 
 START_DEADLINE_S = 600.0  # an engine compiles and loads within it
 REMADE_S = 300.0  # for Ray to end a process and make it again, on a machine that is busy
@@ -34,29 +34,10 @@ QUICK_DEATHS = 5  # in a row; by then more of the same won't help
 LOOK_S = 0.05
 
 
-class ActorFailure(Exception):
-    """An actor ended, or didn't answer in time. Says which, and what was asked of it."""
-
-
-@dataclass
-class Member:
-    """One actor through its lives."""
-
-    name: str
-    actor: Any
-    has_engine: bool
-    life: int = 0
-    at_work_since: float | None = None  # monotonic clock
-    fault: Exception | None = None  # why this life was ended from here
-
-    @property
-    def owner(self) -> str:
-        """The name of this life."""
-        return f"{self.name}.{self.life}"
-
-
 class Fleet:
-    """`rollout_class` and `judge_class` are plain classes (actors.rollout, actors.judge), handed in by the launcher."""
+    """`rollout_class` and `judge_class` are plain classes (actors.rollout, actors.judge), handed in by the launcher.
+    `sizes`: actors of each pool, if not as configured.
+    """
 
     def __init__(
         self,
@@ -66,21 +47,19 @@ class Fleet:
         judge_class: type,
         buffer: Buffer,
         warn: Callable[[str], None],
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         import ray
 
         self._ray = ray
+        self._calls = Calls()
         self._buffer, self._warn = buffer, warn
-        engine, judge = config.actors, config.judge
-        rollouts = ray.remote(rollout_class).options(
-            num_cpus=engine.num_cpus, num_gpus=engine.num_gpus, max_restarts=-1, **reserve(engine)
-        )
-        judges = ray.remote(judge_class).options(num_cpus=judge.num_cpus, max_restarts=-1)
-        self._members = [
-            Member(f"rollout-{i}", rollouts.remote(settings, i), has_engine=True) for i in range(engine.count)
-        ]
-        self._members += [Member(f"judge-{i}", judges.remote(settings), has_engine=False) for i in range(judge.count)]
-        self._keepers: list[asyncio.Task] = []
+        self._pools = Pools(config, settings, rollout_class, judge_class)
+        sizes = sizes or {"rollout": config.actors.count, "judge": config.judge.count}
+        self._members = [self._pools.make(pool) for pool, n in sizes.items() for _ in range(n)]
+        self._keepers: dict[str, asyncio.Task] = {}
+        self._held = False
+        self._gave_up = ""
         self._slots: dict[str, int] = {}  # as last told, by life
         self._newest: tuple[Any, int] = (None, 0)  # weights, as the learner published them, and their version
 
@@ -95,14 +74,14 @@ class Fleet:
             return
         # Whatever is held now is held by an earlier launch, whose actors may have outlived it for a while.
         await self._buffer.abandon("", "the run was launched again")
-        self._keepers = [asyncio.create_task(self._keep(member)) for member in self._members]
+        self._keepers = {member.name: asyncio.create_task(self._keep(member)) for member in self._members}
         while not all(member.at_work_since for member in self._members):
             self.check()
             await asyncio.sleep(LOOK_S)
 
     def check(self) -> None:
         """Raise ActorFailure if an actor can't be kept alive."""
-        for keeper in self._keepers:
+        for keeper in self._keepers.values():
             if keeper.done():
                 keeper.result()
 
@@ -118,7 +97,9 @@ class Fleet:
     async def logprobs(self, tokens_T: Any) -> list[Any]:
         """Log-prob of each token but the first, float32 [T-1], of every engine that is at work."""
         engines = [member for member in self._at_work() if member.has_engine]
-        calls = (self._ask(member, "give log-probs", SCORE_DEADLINE_S, "logprobs", tokens_T) for member in engines)
+        calls = (
+            self._calls.ask(member, "give log-probs", SCORE_DEADLINE_S, "logprobs", tokens_T) for member in engines
+        )
         return [answer for answer in await asyncio.gather(*calls) if answer is not None]
 
     async def status(self) -> dict[str, Any]:
@@ -126,10 +107,10 @@ class Fleet:
         look; and the load of each engine (klong_rl.pacing.EngineLook).
         """
         members = self._at_work()
-        calls = (self._ask(member, "give its status", STATUS_DEADLINE_S, "status") for member in members)
+        calls = (self._calls.ask(member, "give its status", STATUS_DEADLINE_S, "status") for member in members)
         answers = [answer for answer in await asyncio.gather(*calls) if answer is not None]
         return {
-            "actors": Counter("rollout" if member.has_engine else "judge" for member in members),
+            "actors": Counter(member.pool for member in members),
             "episodes": sum(answer.get("episodes", 0) for answer in answers),
             "sampled_tokens": sum(answer.get("sampled_tokens", 0) for answer in answers),
             "engines": [answer["load"] for answer in answers if "load" in answer],
@@ -138,22 +119,101 @@ class Fleet:
 
     async def allow(self, slots: Mapping[str, int]) -> None:
         """How many episodes each life of an actor may run at once; who has heard so already isn't told again."""
+        slots = dict.fromkeys(slots, 0) if self._held else slots
         told = {member.owner: member for member in self._at_work() if member.has_engine and member.owner in slots}
         changed = [(member, slots[owner]) for owner, member in told.items() if self._slots.get(owner) != slots[owner]]
         self._slots = dict(slots)
         await asyncio.gather(
-            *(self._ask(member, f"run {n} episodes", STATUS_DEADLINE_S, "allow", n) for member, n in changed)
+            *(self._calls.ask(member, f"run {n} episodes", STATUS_DEADLINE_S, "allow", n) for member, n in changed)
         )
+
+    def hold(self, held: bool) -> None:
+        """While held, no actor claims an episode: told by the next `allow`, and each life before it is set to work."""
+        self._held = held
+
+    @property
+    def started(self) -> bool:
+        return bool(self._keepers)
+
+    def sizes(self) -> dict[str, int]:
+        """Actors of each pool, but for those that are let go of."""
+        counts = Counter(member.pool for member in self._members if not member.leaving)
+        return {pool: counts[pool] for pool in ("rollout", "judge")}
+
+    def settled(self) -> bool:
+        """Whether all are at work, and none is being let go of."""
+        return all(member.at_work_since is not None and not member.leaving for member in self._members)
+
+    def gave_up(self) -> str:
+        """Why an actor that scaling asked for is not there, since this was asked last."""
+        reason, self._gave_up = self._gave_up, ""
+        return reason
+
+    async def scale(self, rollout: int, judge: int) -> None:
+        """Bring the pools to these sizes: the newest go first, and what they hold is handed on. Returns when those that
+        go are gone; those that come are at work when `settled` says so.
+        """
+        going: list[Member] = []
+        for pool, wanted in (("rollout", rollout), ("judge", judge)):
+            there = [member for member in self._members if member.pool == pool and not member.leaving]
+            going += there[wanted:]
+            for _ in range(wanted - len(there)):
+                member = self._pools.make(pool, is_extra=True)
+                self._members.append(member)
+                self._keepers[member.name] = asyncio.create_task(self._try_out(member))
+        for member in going:
+            member.leaving = True
+        await asyncio.gather(*(self._let_go(member) for member in going))
+        await self._share_judge_model()
+
+    async def _try_out(self, member: Member) -> None:
+        """As `_keep`; but one that never was at work ends itself and not the run."""
+        try:
+            await self._keep(member)
+        except ActorFailure as failure:
+            if member.was_at_work:
+                raise
+            self._gave_up = str(failure)
+            self._warn(f"{member.name} could not be started and is given up: {failure}")
+            self._members.remove(member)
+            del self._keepers[member.name]
+            self._pools.remove(member)
+
+    async def _let_go(self, member: Member) -> None:
+        """Its own clean-up first, which keeps a snapshot of each episode; then whatever it held goes to the others."""
+        if member.at_work_since is not None:
+            try:
+                await self._calls.call(member, "stop", STOP_DEADLINE_S, "stop")
+            except ActorFailure as failure:
+                self._warn(f"{failure}; it is ended")
+        keeper = self._keepers.pop(member.name)
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        self._pools.remove(member)
+        await self._buffer.abandon(member.owner, f"{member.name} was let go of")
+        self._members.remove(member)
+
+    async def _share_judge_model(self) -> None:
+        """The bounds of the judge model are the run's: each judge has its share of them."""
+        judges = [member for member in self._at_work() if member.pool == "judge"]
+        calls = (
+            self._calls.ask(member, "take its share", STATUS_DEADLINE_S, "share", self._share) for member in judges
+        )
+        await asyncio.gather(*calls)
+
+    @property
+    def _share(self) -> float:
+        return 1 / self.sizes()["judge"]
 
     async def stop(self) -> list[str]:
         """Let every actor clean up, then end it. What could not clean up in time is ended all the same, and told."""
-        for keeper in self._keepers:
+        for keeper in self._keepers.values():
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        ends = [self._call(member, "stop", STOP_DEADLINE_S, "stop") for member in self._at_work()]
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        ends = [self._calls.call(member, "stop", STOP_DEADLINE_S, "stop") for member in self._at_work()]
         ended = await asyncio.gather(*ends, return_exceptions=True)
         for member in self._members:
-            self._ray.kill(member.actor)
+            self._pools.remove(member)
         return [str(complaint) for complaint in ended if complaint is not None]
 
     async def _keep(self, member: Member) -> None:
@@ -166,13 +226,17 @@ class Fleet:
                 if last_words:
                     self._warn(f"{member.name} {last_words}, started again in {time.monotonic() - died:.0f} s")
                 await member.actor.run.remote()
+                if member.leaving:
+                    return
                 error: Exception = ActorFailure(f"{member.name} ended by itself")
             except (ActorFailure, self._ray.exceptions.RayError) as failure:
+                if member.leaving:
+                    return
                 error = member.fault or failure
             died_at, began_at, member.at_work_since = time.monotonic(), member.at_work_since, None
             n_held, why = await self._bury(member, error), in_short(error).removeprefix(f"{member.name} ")
             quick = 1 if began_at is not None and died_at - began_at >= STEADY_S else quick + 1
-            if quick == QUICK_DEATHS:
+            if quick == QUICK_DEATHS or (member.is_extra and not member.was_at_work):
                 raise ActorFailure(f"{member.name} ended {quick} times within {STEADY_S:.0f} s: {why}") from error
             if began_at is None:
                 self._warn(f"{member.name} ended before it was at work and is tried again ({why})")
@@ -187,10 +251,10 @@ class Fleet:
                 await self._start(member)
                 break
             except ActorFailure as failure:
-                if self._is_not_yet(failure):
+                if self._calls.is_not_yet(failure):
                     if time.monotonic() - began > REMADE_S:
                         raise
-                elif was_told or not self._is_death(failure):
+                elif was_told or not self._calls.is_death(failure):
                     raise
                 else:
                     was_told = True  # it may be of the former process, which was ended from here
@@ -198,57 +262,27 @@ class Fleet:
         taken = 0
         while member.has_engine and taken != self.version:
             weights, version = self._newest
-            await self._call(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
+            await self._calls.call(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
             taken = version
-        member.at_work_since = time.monotonic()
+        if member.has_engine and self._held:
+            await self._calls.call(member, "begin no episode", STATUS_DEADLINE_S, "allow", 0)
+        if not member.has_engine:  # it may be another one by now
+            await self._calls.call(member, "take its share", STATUS_DEADLINE_S, "share", self._share)
+        member.at_work_since, member.was_at_work = time.monotonic(), True
 
     async def _start(self, member: Member) -> None:
-        seeded = (member.life,) if member.has_engine else ()
-        await self._call(member, "start", START_DEADLINE_S, "start", member.owner, *seeded)
+        own = member.life if member.has_engine else self._share
+        await self._calls.call(member, "start", START_DEADLINE_S, "start", member.owner, own)
 
     async def _bury(self, member: Member, error: Exception) -> int:
         """End what is left of a life; how many episodes others go on with."""
-        if not self._is_death(error) and member.fault is None:
-            self._end_process(member)
+        if not self._calls.is_death(error) and member.fault is None:
+            self._calls.end_process(member)
         return await self._buffer.abandon(member.owner, f"{member.name} died")
 
     async def _take_newest(self, member: Member) -> dict[str, float] | None:
         weights, version = self._newest
-        return await self._ask(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
-
-    async def _ask(self, member: Member, what: str, deadline_s: float, method: str, *args: Any) -> Any | None:
-        """The answer of an actor at work; None from one that then isn't any more: whoever fails here is replaced."""
-        life = member.life
-        try:
-            return await self._call(member, what, deadline_s, method, *args)
-        except ActorFailure as failure:
-            is_known = member.life != life or member.at_work_since is None or member.fault is not None
-            if not is_known and not self._is_death(failure):
-                member.fault = failure
-                self._end_process(member)
-            return None
-
-    async def _call(self, member: Member, what: str, deadline_s: float, method: str, *args: Any) -> Any:
-        """Raises ActorFailure."""
-        try:
-            async with asyncio.timeout(deadline_s):
-                return await getattr(member.actor, method).remote(*args)
-        except TimeoutError as error:
-            raise ActorFailure(f"{member.name} did not {what} within {deadline_s:.0f} s") from error
-        except self._ray.exceptions.RayError as error:
-            raise ActorFailure(f"{member.name} could not {what}: {in_short(error)}") from error
+        return await self._calls.ask(member, f"take version {version}", PUBLISH_DEADLINE_S, "publish", weights, version)
 
     def _at_work(self) -> list[Member]:
-        return [member for member in self._members if member.at_work_since is not None]
-
-    def _is_death(self, error: Exception) -> bool:
-        """True if `error`, or what it came of, says that the process is gone: then Ray makes it again by itself."""
-        return isinstance(error.__cause__ or error, self._ray.exceptions.RayActorError)
-
-    def _is_not_yet(self, failure: ActorFailure) -> bool:
-        """True while Ray makes the process of this life, or the one of the life before has not ended yet."""
-        return isinstance(failure.__cause__, (self._ray.exceptions.ActorUnavailableError, AlreadyStarted))
-
-    def _end_process(self, member: Member) -> None:
-        """Ray then makes it again."""
-        self._ray.kill(member.actor, no_restart=False)
+        return [each for each in self._members if each.at_work_since is not None and not each.leaving]

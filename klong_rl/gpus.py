@@ -49,15 +49,22 @@ def check_cluster(config: RunConfig, nodes: Sequence[float]) -> None:
         )
 
 
-def reserve(actors: ActorsConfig) -> dict[str, Any]:
-    """Options for the rollout actors: their GPUs in a placement group, so that one that dies finds its own again.
+def reserve(actors: ActorsConfig) -> Any:
+    """Where one rollout actor goes: its GPUs in a placement group of its own, so that if it dies it finds them again.
 
-    The group ends with the driver.
+    The group ends with the driver, or by `release`.
     """
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     if not actors.num_gpus:
-        return {}
-    bundle = {"CPU": actors.num_cpus, "GPU": actors.num_gpus}
-    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group([bundle] * actors.count))}
+        return None
+    return PlacementGroupSchedulingStrategy(placement_group([{"CPU": actors.num_cpus, "GPU": actors.num_gpus}]))
+
+
+def release(place: Any) -> None:
+    """What `reserve` gave is free for others again."""
+    from ray.util.placement_group import remove_placement_group
+
+    if place is not None:
+        remove_placement_group(place.placement_group)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from klong_rl.admission import Admission
@@ -22,7 +21,7 @@ Wanted = tuple[str, int]  # a tag, "cold", "before" or "after", and a stage
 
 
 class HeldOut:
-    """Mean rewards go into `state.evals`; `note` is called after, to keep them."""
+    """Mean rewards go into `state.evals`; `note` is called after, to keep them. Deadlines are on `clock`."""
 
     def __init__(
         self,
@@ -34,6 +33,7 @@ class HeldOut:
         admission: Admission,
         log: RunLog,
         note: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self._config = config
         self._state = state
@@ -43,6 +43,7 @@ class HeldOut:
         self._admission = admission
         self._log = log
         self._note = note
+        self._clock = clock
 
     async def evaluate(self, wanted: list[Wanted]) -> None:
         """Mean reward for each of `wanted` that has none yet; all at once, ahead of training."""
@@ -51,7 +52,7 @@ class HeldOut:
             cold = {key.removeprefix("cold"): value for key, value in state.evals.items()}
             state.evals |= {f"before{key}": cold[key] for tag, n in wanted if (key := f"-s{n}") in cold}
         wanted = [(tag, number) for tag, number in wanted if f"{tag}-s{number}" not in state.evals]
-        until = time.monotonic() + self._config.rollout.step_timeout_s
+        until = self._clock() + self._config.rollout.step_timeout_s
         for tag, number in wanted:
             await self._admit(tag, number, until)
         for tag, number in wanted:
@@ -97,5 +98,5 @@ class HeldOut:
     def _wait_on(self, until: float, what: str) -> None:
         """Raise what ended an actor; Stuck past `until`."""
         self._fleet.check()
-        if time.monotonic() > until:
+        if self._clock() > until:
             raise Stuck(f"{what} within rollout.step_timeout_s={self._config.rollout.step_timeout_s:g}")

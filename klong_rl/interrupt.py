@@ -24,6 +24,10 @@ class Interrupts:
         for number in EXIT_CODES:
             loop.add_signal_handler(number, self._cancel, number)
 
+    def stop(self) -> None:
+        """As SIGTERM."""
+        self._cancel(signal.SIGTERM)
+
     def _cancel(self, number: int) -> None:
         self.came.append(number)
         if len(self.came) == 1:

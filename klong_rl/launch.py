@@ -46,6 +46,7 @@ from klong_rl.objectives import build_objective
 from klong_rl.pacing import Pacing
 from klong_rl.recorded import RecordedFleet
 from klong_rl.results import RunLog, show_finished
+from klong_rl.steering.controls import Controls
 
 STATUS_EVERY_S = 1.0
 TELL_EVERY_STEPS = 10  # of the cold start
@@ -139,6 +140,7 @@ class Launch:
         await stack.enter_async_context(beside(services.keep_redis_alive(server, self.progress.warn)))
         buffer = await services.connect(stack, address)
         await resume.check_same_life(buffer, state, self.run_dir)
+        controls = await self._controls(stack, address, state)
         sandboxes = services.sandbox_factory(self.config.sandbox, self.run_dir, self.run_id)
         await self._sort_out_sandboxes(stack, sandboxes, buffer)
         gpus.check_cluster(self.config, services.start_ray(stack, self.config.ray_address))
@@ -151,7 +153,8 @@ class Launch:
                 self.progress.say(f"metrics: {stack.enter_context(endpoint(self.config.monitor, log.numbers))}")
             archiver = Archiver(buffer, self.run_dir / "archive")
             stack.push_async_callback(archiver.close)
-            fleet = self._fleet(stack, ActorSettings(self.config, self.run_dir, str(model), address, sandboxes), buffer)
+            settings = ActorSettings(self.config, self.run_dir, str(model), address, sandboxes)
+            fleet = self._fleet(stack, settings, buffer, controls.actors)
             pacing = Pacing.of(self.config)
             lives = LearnerLives(
                 self.config,
@@ -163,12 +166,14 @@ class Launch:
                 archiver,
                 log,
                 pacing,
+                controls,
                 self._new_learner(stack, model, address),
             )
             if state.curriculum.finished:
                 log.begin(state)
             else:
-                async with beside(self._pace(fleet, buffer, log, pacing)):
+                steering = controls.run(fleet, buffer, self.interrupts.stop)
+                async with beside(self._pace(fleet, buffer, log, pacing)), beside(steering):
                     await lives.run(self.stage)
             await archiver.finish()
             log.finish(await buffer.counts())
@@ -252,14 +257,24 @@ class Launch:
         weights.remove()  # of a launch that was killed
         return lambda: LearnerGroup(job, weights, address)
 
-    def _fleet(self, stack: AsyncExitStack, settings: Any, buffer: Buffer) -> Fleet | RecordedFleet:
+    async def _controls(self, stack: AsyncExitStack, address: BufferAddress, state: RunState) -> Controls:
+        """What the operator wanted of an earlier launch still holds, and is told."""
+        controls = Controls(self.config, services.mailbox(stack, address))
+        await controls.load(state.curriculum.stage, state.step, entered=self.stage is not None)
+        if controls.paused:
+            self.progress.say(f"the run is paused: python -m klong_rl.steer resume run={self.run_dir} lets it go on")
+        return controls
+
+    def _fleet(
+        self, stack: AsyncExitStack, settings: Any, buffer: Buffer, sizes: dict[str, int]
+    ) -> Fleet | RecordedFleet:
         from actors.judge import JudgeActor
         from actors.rollout import RolloutActor
 
         if self.config.rollout.recorded:
             fleet = RecordedFleet(Path(self.config.rollout.recorded), buffer, to_windows(self.config))
         else:
-            fleet = Fleet(self.config, settings, RolloutActor, JudgeActor, buffer, self.progress.warn)
+            fleet = Fleet(self.config, settings, RolloutActor, JudgeActor, buffer, self.progress.warn, sizes)
 
         async def stop() -> None:
             for complaint in await fleet.stop():

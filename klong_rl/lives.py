@@ -26,6 +26,7 @@ from klong_rl.ledger import Ledger
 from klong_rl.live_on import live_on
 from klong_rl.pacing import Pacing
 from klong_rl.results import RunLog
+from klong_rl.steering.controls import Controls
 from klong_rl.tasks.base import TaskFamily
 from klong_rl.training import Training
 
@@ -44,6 +45,7 @@ class LearnerLives:
         archiver: Archiver,
         log: RunLog,
         pacing: Pacing,
+        controls: Controls,
         new_learner: Callable[[], Any],
     ) -> None:
         self.config = config
@@ -55,6 +57,7 @@ class LearnerLives:
         self.archiver = archiver
         self.log = log
         self.pacing = pacing
+        self.controls = controls
         self._new_learner = new_learner
 
     async def run(self, stage: int | None) -> None:
@@ -98,6 +101,7 @@ class LearnerLives:
                 self.log,
                 self.pacing,
                 began,
+                self.controls,
             )
             await training.publish_restored()
             self.log.phase("starting engines", state.curriculum.stage)

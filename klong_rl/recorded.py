@@ -78,6 +78,7 @@ class RecordedFleet:
         self._buffer = buffer
         self._to_windows = to_windows
         self._player: asyncio.Task | None = None
+        self._held = False
         self.version = 0
 
     async def start(self) -> None:
@@ -102,6 +103,14 @@ class RecordedFleet:
     async def status(self) -> dict[str, Any]:
         return {"actors": {}, "episodes": 0, "sampled_tokens": 0, "engines": [], "warnings": []}
 
+    @property
+    def started(self) -> bool:
+        return False  # there is nothing to scale
+
+    def hold(self, held: bool) -> None:
+        """Play nothing while held."""
+        self._held = held
+
     async def allow(self, slots: Mapping[str, int]) -> None:
         pass
 
@@ -114,7 +123,7 @@ class RecordedFleet:
     async def _play(self, recording: dict[str, RecordedEpisode]) -> None:
         """One episode after the other: the groups close in the order of their admission."""
         while True:
-            while (claim := await self._buffer.claim(OWNER)) is not None:
+            while not self._held and (claim := await self._buffer.claim(OWNER)) is not None:
                 if claim.spec.id not in recording:
                     raise UserError(
                         f"episode {claim.spec.id} is not in rollout.recorded={self._archive}; record with the same "

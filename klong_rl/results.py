@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from klong_rl.agreement import Gap
 from klong_rl.buffer import Counts, Result
 from klong_rl.checkpoints import RunState
 from klong_rl.config import RunConfig
@@ -150,6 +151,22 @@ def episode_numbers(results: Sequence[Result]) -> dict[str, float]:
         "solved_fraction": mean([float(reward == 1.0) for reward in rewards]),
         "episodes_finished": len(results),
         "turns_mean": mean([float(result.n_segments) for result in results]),
+    }
+
+
+def step_extras(
+    learned: Mapping[str, float],
+    publishing: Mapping[str, float],
+    gap: Gap,
+    counts: Counts,
+) -> dict[str, float]:
+    """What else is known of a step, whatever the learner reports among it: an objective's own numbers."""
+    return {
+        **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
+        **{f"publish_{phase}": seconds for phase, seconds in publishing.items()},
+        "logprob_gap_tokens": gap.tokens,
+        "windows_stale": counts.windows.get("stale", 0),
+        "episodes_dropped": sum(counts.drops.values()),
     }
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, ServerFault, Unavailable
+from klong_rl.buffer.connection import Connection
 from klong_rl.config import BufferConfig, SandboxConfig
 from klong_rl.errors import UserError
+from klong_rl.steering.mailbox import Mailbox
 
 REVIVE_EVERY_S = 0.2  # clients wait 30 s, and a server needs some of them to read its file
 LEAST_CPUS = 8  # of Ray's accounting on one machine: a small one runs the same actors, more slowly
@@ -66,6 +68,13 @@ async def connect(stack: AsyncExitStack, address: BufferAddress) -> Buffer:
         return await stack.enter_async_context(await Buffer.connect(address))
     except Unavailable as error:
         raise UserError(f"buffer.url: {error}") from error
+
+
+def mailbox(stack: AsyncExitStack, address: BufferAddress) -> Mailbox:
+    """Where commands for the run come in, on a connection that is closed with `stack`."""
+    connection = Connection(address)
+    stack.push_async_callback(connection.close)
+    return Mailbox(connection)
 
 
 def sandbox_factory(config: SandboxConfig, run_dir: Path, run_id: str) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from klong_rl.admission import Admission
 from klong_rl.agreement import Gap, measure_gap
 from klong_rl.blocking import in_thread
-from klong_rl.buffer import Buffer, Counts, Result, WindowRef
+from klong_rl.buffer import Buffer, Result, WindowRef
 from klong_rl.buffer.archive import Archiver
 from klong_rl.checkpoints import Checkpoints, RunState, Saver
 from klong_rl.config import RunConfig
@@ -38,8 +38,9 @@ from klong_rl.held_out import LOOK_S, HeldOut
 from klong_rl.ledger import Ledger, TrainedStep
 from klong_rl.monitor.metrics import StepMetrics
 from klong_rl.pacing import Pacing, StepPace
-from klong_rl.results import RunLog, episode_numbers, mean, sampled_numbers
+from klong_rl.results import RunLog, episode_numbers, mean, sampled_numbers, step_extras
 from klong_rl.schedule import stage_of
+from klong_rl.steering.controls import Controls
 from klong_rl.supply import Supply
 from klong_rl.tasks.base import TaskFamily
 
@@ -68,6 +69,7 @@ class Training:
         log: RunLog,
         pacing: Pacing,
         began: float,
+        controls: Controls,
     ) -> None:
         self.config = config
         self.state = state
@@ -83,7 +85,10 @@ class Training:
         admission = Admission(buffer, log.warn)
         self._supply = Supply(config.rollout, buffer, family, admission, pacing.ahead)
         self._pacing = pacing
-        self._held_out = HeldOut(config, state, buffer, fleet, family, admission, log, self._update_checkpoint)
+        self._controls = controls
+        self._held_out = HeldOut(
+            config, state, buffer, fleet, family, admission, log, self._update_checkpoint, controls.clock
+        )
         self._began = began
         self._leased_at = 0.0
         self._saver = Saver(checkpoints, learner)
@@ -91,6 +96,7 @@ class Training:
 
     async def run(self) -> None:
         """Train through the stages that are left."""
+        self._controls.stands(self.curriculum.stage, self.state.step)
         stages = range(1, len(self.config.curriculum.stages) + 1)
         await self._held_out.evaluate([("cold", number) for number in stages])
         await self._supply.find()
@@ -106,6 +112,7 @@ class Training:
     async def _enter(self, move: Move) -> None:
         self.curriculum.enter(move)
         self._update_checkpoint()
+        self._controls.entered(move)
         if not move.to:
             return
         self.log.say(f"stage {move.origin} → {move.to}: {move.why}")
@@ -153,56 +160,56 @@ class Training:
                 clip_fraction=learned.get("clip_fraction", 0.0),
                 kl=learned.get("kl_sampler_k3", 0.0),
                 **episode_numbers(finished),
-                extras=self._extras(learned, publishing, gap, counts, finished),
+                extras=step_extras(learned, publishing, gap, counts)
+                | self.curriculum.metrics()
+                | self._pacing.metrics()
+                | self._supply.metrics()
+                | sampled_numbers(finished),
             )
         )
+        self._controls.stands(number, step)
+        if self._controls.leave == number:
+            self.curriculum.ask("asked for by the operator")
         ends = self.curriculum.decide() is not None
-        if ends or step % self.config.learner.checkpoint_every == 0:
+        if ends or step % self.config.learner.checkpoint_every == 0 or self._controls.wants_checkpoint:
             await self._begin_checkpoint(number)
         await self._finish_checkpoint(wait=ends or not self.config.learner.async_checkpoints)
 
-    def _extras(
-        self,
-        learned: Mapping[str, float],
-        publishing: Mapping[str, float],
-        gap: Gap,
-        counts: Counts,
-        finished: Sequence[Result],
-    ) -> dict[str, float]:
-        """What else is known of a step, whatever the learner reports among it: an objective's own numbers."""
-        return {
-            **{name: value for name, value in learned.items() if name not in StepMetrics.__struct_fields__},
-            **{f"publish_{phase}": seconds for phase, seconds in publishing.items()},
-            "logprob_gap_tokens": gap.tokens,
-            "windows_stale": counts.windows.get("stale", 0),
-            "episodes_dropped": sum(counts.drops.values()),
-            **self.curriculum.metrics(),
-            **self._pacing.metrics(),
-            **self._supply.metrics(),
-            **sampled_numbers(finished),
-        }
-
     async def _lease(self, step: int) -> list[WindowRef]:
         """The windows of the next step, admitting episodes until there are enough."""
-        rollout = self.config.rollout
-        until = time.monotonic() + rollout.step_timeout_s
+        rollout, controls = self.config.rollout, self._controls
+        until = controls.clock() + rollout.step_timeout_s
         while True:
+            await self._between_steps()
             await self._supply.admit(self.curriculum.steps_left)
             oldest, dead = self.state.within_reach(rollout.max_staleness)
             refs = await self.buffer.lease(step, rollout.groups_per_step, oldest, dead)
             if refs:
                 self._leased_at = time.monotonic()
+                controls.begins()
                 self._check_untrained(step, refs)
                 return refs
             self.fleet.check()
             await self._finish_checkpoint(wait=False)
-            if time.monotonic() > until:
+            if controls.clock() > until:
                 counts = await self.buffer.counts()
                 raise Stuck(
                     f"no {rollout.groups_per_step} finished groups for step {step} within "
                     f"rollout.step_timeout_s={rollout.step_timeout_s:g}; episodes: {counts.states}, "
                     f"dropped: {counts.drops}"
                 )
+            await asyncio.sleep(LOOK_S)
+
+    async def _between_steps(self) -> None:
+        """Where nothing of a step is under way: keep what the operator wants kept, and stay while the run is held."""
+        while True:
+            if self._controls.wants_checkpoint and not self._saver.under_way:
+                await self._begin_checkpoint(self.curriculum.stage)
+            if not self._controls.held:
+                return
+            self.log.phase("paused" if self._controls.paused else "draining", self.curriculum.stage)
+            self.fleet.check()
+            await self._finish_checkpoint(wait=False)
             await asyncio.sleep(LOOK_S)
 
     def _check_untrained(self, step: int, refs: Sequence[WindowRef]) -> None:
@@ -266,6 +273,7 @@ class Training:
         if step is not None:
             await self.buffer.commit(step)
             self.ledger.forget(step)
+            self._controls.saved(step)
             self.archiver.start()
 
     async def keep_checkpoint(self) -> None:

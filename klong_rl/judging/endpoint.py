@@ -89,14 +89,21 @@ class Endpoint:
         self.trouble = ""  # the last that an answer didn't come of
         self.takes_schema = config.protocol == "openai"  # until it says that it doesn't
         self._random = random.Random()
-        concurrent = max(1, int(config.concurrent * share))
-        self.queue = RequestQueue(Lane(config.requests_per_s * share, concurrent))
+        self.queue = RequestQueue(Lane(*self._bounds(share)))
         self._client = httpx.AsyncClient(
             headers=self._protocol.headers(_key(config, key)),
             transport=scripted_transport() if config.url.startswith(SCRIPTED) else None,
             timeout=config.request_timeout_s,
-            limits=httpx.Limits(max_connections=concurrent, max_keepalive_connections=concurrent),
+            limits=httpx.Limits(max_connections=config.concurrent, max_keepalive_connections=config.concurrent),
         )
+
+    def _bounds(self, share: float) -> tuple[float, int]:
+        """Requests a second, and under way at once, of so much of the whole."""
+        return self._config.requests_per_s * share, max(1, int(self._config.concurrent * share))
+
+    def share(self, share: float) -> None:
+        """From here on this process may use another part of the configured bounds."""
+        self.queue.bound(*self._bounds(share))
 
     @property
     def name(self) -> str:

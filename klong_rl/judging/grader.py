@@ -129,6 +129,10 @@ class Grader:
         self._endpoint = Endpoint(config.endpoint, store, share)
         self._at_work: Counter[str] = Counter()
 
+    def share(self, share: float) -> None:
+        """Another part of the endpoint's bounds, from here on."""
+        self._endpoint.share(share)
+
     async def close(self) -> None:
         await self._endpoint.close()
 

@@ -61,6 +61,10 @@ class Lane:
         self._next_at = -math.inf
         self._under_way = 0
 
+    def bound(self, requests_per_s: float, concurrent: int) -> None:
+        """Other bounds from here on; what is under way beyond them goes on."""
+        self._interval, self._concurrent = 1.0 / requests_per_s, concurrent
+
     def rank(self, group: Hashable, urgency: tuple) -> None:
         """Set the urgency of a group, waiting requests included. One that has none has come last."""
         known = self._group(group, urgency)

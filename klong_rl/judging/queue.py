@@ -22,6 +22,10 @@ class RequestQueue:
         """Requests that wait for their turn."""
         return self._lane.waiting
 
+    def bound(self, requests_per_s: float, concurrent: int) -> None:
+        """Other bounds from here on."""
+        self._lane.bound(requests_per_s, concurrent)
+
     def rank(self, group: Hashable, urgency: tuple) -> None:
         """See `Lane.rank`."""
         self._lane.rank(group, urgency)

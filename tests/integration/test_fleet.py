@@ -7,6 +7,7 @@ import time
 
 import pytest
 import ray
+from msgspec.structs import replace
 
 from klong_rl import fleet as fleets
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis
@@ -19,7 +20,10 @@ from klong_rl.types import EpisodeSpec, Task
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 BACK_S = 30.0
-TASK = Task(id="t", family="none", instruction="", image="none")
+EPISODE = EpisodeSpec(
+    id="e", group="g", group_size=1, stage=1, purpose="train", timeout_s=9, max_turns=2,
+    task=Task(id="t", family="none", instruction="", image="none"),
+)  # fmt: skip
 
 
 class Rollout:
@@ -71,14 +75,17 @@ class Judge:
     def __init__(self, settings):
         pass
 
-    async def start(self, owner):
-        self._owner = owner
+    async def start(self, owner, share):
+        self._owner, self._shares = owner, [share]
+
+    async def share(self, share):
+        self._shares.append(share)
 
     async def run(self):
         await asyncio.sleep(600)
 
     async def status(self):
-        return {"warnings": [f"{self._owner} {os.getpid()}"]}
+        return {"warnings": [f"{self._owner} {os.getpid()} {self._shares}"]}
 
     async def stop(self):
         pass
@@ -120,11 +127,7 @@ async def scene(tmp_path, request):
     with EmbeddedRedis(tmp_path) as server:
         address, told = BufferAddress(server.url, "fleet"), []
         async with await Buffer.connect(address) as buffer:
-            await buffer.admit(
-                EpisodeSpec(
-                    id="e", group="g", group_size=1, stage=1, purpose="train", task=TASK, timeout_s=9, max_turns=2
-                )
-            )
+            await buffer.admit(EPISODE)
             fleet = Fleet(RunConfig(), (address, wrong), Rollout, Judge, buffer, told.append)
             await fleet.publish("cold", 1)
             yield Scene(buffer, fleet, told)
@@ -224,3 +227,59 @@ async def test_what_an_earlier_launch_ran_is_given_back_before_anything_is_claim
     await scene.buffer.claim("rollout-0.7")
     await scene.fleet.start()
     await scene.until_held_by("rollout-0.1")
+
+
+async def test_scaling_starts_actors_with_the_newest_weights_and_lets_go_of_others_whose_episodes_go_on(scene):
+    await scene.fleet.start()
+    await scene.until_held_by("rollout-0.1")
+    await scene.fleet.publish("newer", 2)
+    for n in range(3):
+        await scene.buffer.admit(replace(EPISODE, id=f"e{n}", group=f"g{n}"))
+    await scene.fleet.scale(rollout=3, judge=2)
+    for owner in ("rollout-1.1", "rollout-2.1", "judge-1.1"):
+        await scene.until_at_work(owner)
+    assert scene.fleet.settled() and scene.fleet.sizes() == {"rollout": 3, "judge": 2}
+    assert await scene.fleet.logprobs([1]) == 3 * [("newer", 2)]
+    shares = [text.split(" ", 2)[2] for text in (await scene.fleet.status())["warnings"] if "judge" in text]
+    assert shares == ["[1.0, 1.0, 0.5]", "[0.5, 0.5]"]
+    until = time.monotonic() + BACK_S
+    while len(held := dict(await scene.buffer.running())) < 3:
+        assert time.monotonic() < until, held
+        await asyncio.sleep(0.05)
+
+    await scene.fleet.scale(rollout=1, judge=1)
+    assert set(await scene.pids()) == {"rollout-0.1", "judge-0.1"} and scene.fleet.settled()
+    assert await scene.buffer.running() == [("e", 1)], "what the others held is queued again"
+    counts = await scene.buffer.counts()
+    assert counts.states == {"running": 1, "queued": 3} and counts.drops == {}
+    assert sum(counts.requeues.values()) == 2 and all("was let go of" in reason for reason in counts.requeues)
+    scene.fleet.check()
+    assert scene.told == []
+
+    await scene.fleet.scale(rollout=2, judge=1)
+    await scene.until_at_work("rollout-3.1")  # no name is used twice
+    shares = [text.split(" ", 2)[2] for text in (await scene.fleet.status())["warnings"] if "judge" in text]
+    assert shares[0].endswith("1.0]")
+
+
+async def test_an_extra_actor_that_can_t_start_is_given_up_and_the_run_goes_on(scene):
+    await scene.fleet.start()
+    scene.fleet._pools._settings = (scene.fleet._pools._settings[0], "start")
+    await scene.fleet.scale(rollout=2, judge=1)
+    until = time.monotonic() + BACK_S
+    while not (why := scene.fleet.gave_up()):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.05)
+    assert "no room for the model" in why and scene.fleet.sizes() == {"rollout": 1, "judge": 1}
+    scene.fleet.check()
+    assert "could not be started" in scene.told[-1]
+
+
+async def test_a_life_that_begins_while_the_run_is_held_claims_nothing(scene):
+    scene.fleet.hold(True)
+    await scene.fleet.start()
+    await scene.fleet.allow({"rollout-0.1": 8})
+    assert (await scene.fleet.status())["warnings"][0].endswith("[0, 0]")
+    scene.fleet.hold(False)
+    await scene.fleet.allow({"rollout-0.1": 8})
+    assert (await scene.fleet.status())["warnings"][0].endswith("[0, 0, 8]")

@@ -123,7 +123,7 @@ async def scene(server, tmp_path, at_work=True, chosen=None, advantage="", **jud
 @asynccontextmanager
 async def working(stage):
     """The judge at work."""
-    await stage.judge.start("judge-0.1")
+    await stage.judge.start("judge-0.1", 1.0)
     stage.judging = asyncio.create_task(stage.judge.run())
     try:
         yield

@@ -11,6 +11,7 @@ from klong_rl.config import BufferConfig, RunConfig
 from klong_rl.errors import LearnerFailure, LeaseLost
 from klong_rl.ledger import Ledger, TrainedStep, read_ledger
 from klong_rl.pacing import Pacing
+from klong_rl.steering.controls import Controls
 from klong_rl.training import Training
 
 REFS = [WindowRef("a/0", 40, 12, (1,), 1, "a"), WindowRef("b/0", 20, 5, (1,), 1, "b")]
@@ -49,8 +50,9 @@ def made(tmp_path, fsync: str) -> Training:
     state = RunState(step=1, lineage={1: 0, 2: 1})
     checkpoints, ledger = Checkpoints(tmp_path, keep=2), Ledger(tmp_path)
     return Training(
-        config, state, quiet, None, quiet, None, checkpoints, quiet, ledger, quiet, Pacing.of(config), time.monotonic()
-    )
+        config, state, quiet, None, quiet, None, checkpoints, quiet, ledger, quiet, Pacing.of(config), time.monotonic(),
+        Controls(config, None),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("fsync, waits", [("everysec", True), ("always", False)])
