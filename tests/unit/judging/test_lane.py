@@ -71,7 +71,8 @@ def test_it_is_always_the_first_of_the_most_urgent_group_whatever_came_before(mo
     """Against the plain rule: the least (urgency, first to come) of all that may go by now."""
     lane, urgency, tickets, numbers = Lane(1e9, 999), {}, {}, itertools.count()
     for now, (move, group, n) in enumerate(moves):
-        urgency.setdefault(group, [(math.inf,), now])
+        if move in ("push", "rank"):  # the lane hears of no group by other moves
+            urgency.setdefault(group, [(math.inf,), now])
         if move == "push":
             ticket = next(numbers)
             tickets[ticket] = (group, now + n)
@@ -143,3 +144,12 @@ def test_back_off_doubles_up_to_a_bound_and_is_jittered(failures, bound):
 
 def test_what_the_endpoint_asks_for_is_waited_for():
     assert delay_s(1, 60.0, random.Random(0)) == 60.0
+
+
+def test_other_bounds_hold_from_then_on():
+    lane = lane_with(("a", UNBLOCKS), ("b", UNBLOCKS), rate=1000.0, concurrent=1)
+    assert lane.take(1.0) is not None and lane.take(1.1) is None
+    lane.bound(requests_per_s=1.0, concurrent=3)
+    assert lane.take(1.2) is not None
+    assert lane.take(1.3) is None, "one a second"
+    assert lane.take(2.3) is not None and lane.take(9.0) is None, "three at once"
