@@ -154,7 +154,7 @@ class Launch:
             archiver = Archiver(buffer, self.run_dir / "archive")
             stack.push_async_callback(archiver.close)
             settings = ActorSettings(self.config, self.run_dir, str(model), address, sandboxes)
-            fleet = self._fleet(stack, settings, buffer, controls.actors)
+            fleet = self._fleet(stack, settings, buffer, controls.first_actors)
             pacing = Pacing.of(self.config)
             lives = LearnerLives(
                 self.config,

@@ -33,6 +33,7 @@ class Controls:
 
     def __init__(self, config: RunConfig, mailbox: Mailbox, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._config = config
+        self._configured = {"rollout": config.actors.count, "judge": config.judge.count}
         self._mailbox = mailbox
         self._monotonic = monotonic
         self._state = Steered()
@@ -77,8 +78,12 @@ class Controls:
     @property
     def actors(self) -> dict[str, int]:
         """Wanted of each pool."""
-        counts = {"rollout": self._config.actors.count, "judge": self._config.judge.count}
-        return configured(self._state.wanted, counts)
+        return configured(self._state.wanted, self._configured)
+
+    @property
+    def first_actors(self) -> dict[str, int]:
+        """With which a launch begins; what scaling added comes after, so that a run that lost nodes still starts."""
+        return {pool: min(n, self._configured[pool]) for pool, n in self.actors.items()}
 
     def clock(self) -> float:
         """Seconds that the run was not held, since some moment."""

@@ -185,6 +185,7 @@ async def test_a_command_that_was_answered_before_the_driver_died_is_not_carried
     await again.controls.load(1, 0, entered=False)
     await again.take(given)  # as if Redis had lost that it was taken off the list
     assert again.controls.actors == {"rollout": 3, "judge": 1} and not again.mailbox.commands
+    assert again.controls.first_actors == {"rollout": 1, "judge": 1}, "a launch doesn't fail for what scaling added"
 
 
 async def test_a_drain_waits_for_episodes_the_step_under_way_and_its_checkpoint(driver):
