@@ -26,7 +26,7 @@ from tests.launched import MINIATURE, ROOT, LaunchedRun
 pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUN_S = 600  # for what a run is waited for, on a busy machine
-SECOND_STAGE = 3  # steps
+SECOND_STAGE = 8  # steps: it must not end before the run is drained in it
 SETTINGS = (
     "actors.count=2",
     "actors.episodes=8",
@@ -97,12 +97,12 @@ async def test_a_run_that_is_steered_by_every_verb_loses_nothing_and_trains_noth
         paused = run.steer("pause")
         assert paused.startswith("paused after step "), paused
         assert "checkpoint of step" in run.steer("snapshot")
-        assert "once the run goes on" in run.steer("promote")
         step = len(read_metrics(run.dir))
         time.sleep(5)
         assert len(read_metrics(run.dir)) <= step + 1, "no step is begun while it is paused"
         assert run.steer("resume").startswith("goes on after step ")
         assert run.steer("scale", "rollout=+1", "judge=2") == "actors at work: rollout 2, judge 2"
+        assert run.steer("promote") == "stage 1 → 2, after the step under way"
         launch.wait_for("asked for by the operator", RUN_S)
         launch.wait_for("stage 2/2 step", RUN_S)
         assert run.steer("stop", "--drain").endswith("nothing under way")
