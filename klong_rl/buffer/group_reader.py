@@ -110,9 +110,9 @@ class GroupReader:
             for (key, _), (outcome, verdict, since), n_segments in zip(keys, found[::2], found[1::2], strict=True)
         ]
 
-    async def _segments(self, what: str, held: dict[str, int]) -> dict[str, list[Segment]]:
-        """The first n segments of each episode. Raises Unknown for one that is gone since n was read."""
-        keys = {episode: [self._key("segment", episode, seq) for seq in range(n)] for episode, n in held.items()}
+    async def _segments(self, what: str, held: dict[str, int], first: int = 0) -> dict[str, list[Segment]]:
+        """Segments `first` to n of each episode. Raises Unknown for one that is gone since n was read."""
+        keys = {episode: [self._key("segment", episode, seq) for seq in range(first, n)] for episode, n in held.items()}
         found = iter(await self._redis.read(what, *(("MGET", *some) for some in keys.values() if some)))
         return {
             episode: [whole(frame, Segment, key) for key, frame in zip(some, next(found), strict=True)] if some else []

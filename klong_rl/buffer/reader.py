@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from klong_rl.buffer.errors import Unknown
-from klong_rl.buffer.group_reader import GroupReader, if_any, seconds, whole
+from klong_rl.buffer.group_reader import if_any, seconds, whole
+from klong_rl.buffer.overview import EPISODES_A_READ, Overview
 from klong_rl.buffer.records import (
     Counts,
     EpisodeView,
@@ -18,10 +19,8 @@ from klong_rl.buffer.records import (
 )
 from klong_rl.types import EpisodeSpec, Outcome, Segment, Turn, Verdict, Window
 
-EPISODES_A_READ = 1000  # of a look at all of them: a reply of some 100 kB
 
-
-class Reader(GroupReader):
+class Reader(Overview):
     """What can be asked of a buffer. Every method raises `Unavailable` when no answer comes by the deadline, and
     `WireError`, naming the key, for a record there that is damaged."""
 

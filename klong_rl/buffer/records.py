@@ -180,6 +180,18 @@ class InProgress(NamedTuple):
     purpose: str = ""  # train or eval
 
 
+class Brief(NamedTuple):
+    """An episode in a line. `outcome` and `reason` (of a drop) are "" and `score` is None where there is none."""
+
+    id: str
+    state: str  # queued, running, sealed, judged or dropped
+    purpose: str
+    outcome: str
+    reason: str
+    score: float | None
+    n_segments: int
+
+
 class Ready(NamedTuple):
     """What a lease could take now, before staleness."""
 

@@ -1,0 +1,58 @@
+"""RUN/fleet.json: what the driver sees of its actors, told anew each second for whoever looks (klong_rl.dashboard).
+
+{"at": Unix seconds, "phase": "sampling", "stage": 1, "tokens_per_s": 410.0,
+ "engines": [{"actor": "rollout-0.1", "episodes": 12, "slots": 16, "waiting": 0, "kv_use": 0.4, "fits": 16,
+              "ended": 83, "paused_s": 1.2, "tokens_per_s": 410.0}],
+ "sandboxes": [{"host": "unix:///var/run/docker.sock", "state": "warm", "count": 16}]}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+FLEET_FILE = "fleet.json"
+
+
+class Rates:
+    """Tokens a second of each actor, from how many it had sampled at the last look."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def of(self, sampled: Mapping[str, int], now: float) -> dict[str, float]:
+        """By actor; 0 for one that was not seen before. `now` is in seconds of any clock that only grows."""
+        rates = {}
+        for actor, tokens in sampled.items():
+            then, before = self._seen.get(actor, (now, tokens))
+            rates[actor] = max(0, tokens - before) / (now - then) if now > then else 0.0
+        self._seen = {actor: (now, tokens) for actor, tokens in sampled.items()}
+        return rates
+
+
+def sandboxes_of(held: Sequence[Mapping[str, Mapping[str, int]]]) -> list[dict[str, Any]]:
+    """One line a host and state of what every actor holds: {host: {state: count}} each."""
+    total: dict[tuple[str, str], int] = {}
+    for hosts in held:
+        for host, states in hosts.items():
+            for state, n in states.items():
+                total[host, state] = total.get((host, state), 0) + n
+    return [{"host": host, "state": state, "count": n} for (host, state), n in sorted(total.items())]
+
+
+def write_fleet(run_dir: Path, look: dict[str, Any]) -> None:
+    """Whole, for a reader; it need not be durable."""
+    path = run_dir / FLEET_FILE
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(msgspec.json.encode(look))
+    os.replace(temporary, path)
+
+
+def read_fleet(run_dir: Path) -> dict[str, Any]:
+    """Nothing if it was never told."""
+    path = run_dir / FLEET_FILE
+    return msgspec.json.decode(path.read_bytes()) if path.exists() else {}
