@@ -71,8 +71,8 @@ class JudgeActor:
         await self._crew.run()
 
     async def status(self) -> dict[str, Any]:
-        """Warnings since the last look."""
-        return {"warnings": self._warnings.take()}
+        """Sandboxes, and warnings since the last look."""
+        return {"sandboxes": self._sandboxes.census(), "warnings": self._warnings.take()}
 
     async def share(self, share: float) -> None:
         """From here on its part of the judge model's bounds, which are the whole run's."""

@@ -118,7 +118,7 @@ class RolloutActor:
         self._crew.allow(episodes)
 
     async def status(self) -> dict[str, Any]:
-        """Episodes under way, tokens sampled so far, the engine's load, warnings since the last look."""
+        """Episodes under way, tokens sampled so far, the engine's load, sandboxes, warnings since the last look."""
         load = self._engine.load
         return {
             "episodes": self._crew.busy,
@@ -131,7 +131,9 @@ class RolloutActor:
                 waiting=load.waiting,
                 kv_use=load.kv_use,
                 paused_s=self._engine.paused_s(),
+                sampled=self._engine.sampled_tokens,
             ),
+            "sandboxes": self._sandboxes.census(),
             "warnings": self._warnings.take(),
         }
 

@@ -268,5 +268,6 @@ class RunConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    dashboard: bool = False  # serve the run's page while it is up (docs/dashboard.md)
     ray_address: str = ""  # of an existing Ray cluster; empty: a local one
     min_free_disk_mb: int = 2048

@@ -20,6 +20,7 @@ from klong_rl.actor_calls import ActorFailure, Calls
 from klong_rl.buffer import Buffer
 from klong_rl.config import RunConfig
 from klong_rl.errors import in_short
+from klong_rl.monitor.fleet_file import sandboxes_of
 from klong_rl.phases import slowest
 from klong_rl.pools import Member, Pools
 
@@ -104,16 +105,20 @@ class Fleet:
 
     async def status(self) -> dict[str, Any]:
         """Over all actors at work: how many by pool, episodes under way, tokens sampled so far, warnings since the last
-        look; and the load of each engine (klong_rl.pacing.EngineLook).
+        look; the load of each engine (klong_rl.pacing.EngineLook), and the sandboxes by host and state.
         """
         members = self._at_work()
         calls = (self._calls.ask(member, "give its status", STATUS_DEADLINE_S, "status") for member in members)
-        answers = [answer for answer in await asyncio.gather(*calls) if answer is not None]
+        given = zip(members, await asyncio.gather(*calls), strict=True)
+        named = [(member, answer) for member, answer in given if answer is not None]
+        answers = [answer for _, answer in named]
+        held = [("running" if member.has_engine else "judging", answer["sandboxes"]) for member, answer in named]
         return {
             "actors": Counter(member.pool for member in members),
             "episodes": sum(answer.get("episodes", 0) for answer in answers),
             "sampled_tokens": sum(answer.get("sampled_tokens", 0) for answer in answers),
             "engines": [answer["load"] for answer in answers if "load" in answer],
+            "sandboxes": sandboxes_of(held),
             "warnings": [text for answer in answers for text in answer["warnings"]],
         }
 

@@ -33,12 +33,15 @@ from klong_rl.checkpoints import Checkpoints, RunState
 from klong_rl.cli import load_config, run_main
 from klong_rl.cold_start import ColdStart
 from klong_rl.config import RunConfig
+from klong_rl.dashboard.beside import served
+from klong_rl.dashboard.text import keep_tokenizer
 from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure, TaskFailure
 from klong_rl.fleet import Fleet
 from klong_rl.groups import to_windows
 from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.lives import LearnerLives
+from klong_rl.monitor.fleet_file import FleetFile
 from klong_rl.monitor.metrics import SUMMARY_FILE, write_pacing
 from klong_rl.monitor.progress import FleetStatus, Progress
 from klong_rl.monitor.prometheus import endpoint
@@ -146,7 +149,10 @@ class Launch:
         gpus.check_cluster(self.config, services.start_ray(stack, self.config.ray_address))
         self.interrupts.arm()  # ray.init put a handler of its own on SIGTERM
         with self.progress:
+            if self.config.dashboard:
+                self.progress.say(await stack.enter_async_context(served(self.run_dir)))
             model = await self._cold_start(cold, base)
+            keep_tokenizer(self.run_dir, model)
             log = RunLog(self.config, self.run_dir, self.progress)
             stack.callback(log.close)
             if self.config.monitor.prometheus_port:
@@ -285,11 +291,14 @@ class Launch:
 
     async def _pace(self, fleet: Fleet, buffer: Buffer, log: RunLog, pacing: Pacing) -> None:
         """Keep the display moving, and the actors at the number of episodes that their engines bear."""
+        told = FleetFile(self.run_dir)
         while True:
             began = time.monotonic()
             status, counts = await fleet.status(), await buffer.counts()
-            await fleet.allow(pacing.slots.decide(status["engines"], counts.states.get("sealed", 0), began))
+            slots = pacing.slots.decide(status["engines"], counts.states.get("sealed", 0), began)
+            await fleet.allow(slots)
             log.fleet(status, counts, pacing.metrics(), await buffer.memory())
+            told.write(status, slots, *log.at)
             write_pacing(self.run_dir, pacing.metrics())
             await asyncio.sleep(max(0.0, STATUS_EVERY_S - (time.monotonic() - began)))
 

@@ -56,6 +56,7 @@ class EngineLook(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int  # requests that the engine could not begin, or had to put off
     kv_use: float  # of the KV cache, 0 to 1
     paused_s: float  # for new weights
+    sampled: int = 0  # tokens
 
 
 class StepPace(msgspec.Struct, frozen=True, kw_only=True):

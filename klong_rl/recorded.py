@@ -101,7 +101,7 @@ class RecordedFleet:
         return []
 
     async def status(self) -> dict[str, Any]:
-        return {"actors": {}, "episodes": 0, "sampled_tokens": 0, "engines": [], "warnings": []}
+        return {"actors": {}, "episodes": 0, "sampled_tokens": 0, "engines": [], "sandboxes": [], "warnings": []}
 
     @property
     def started(self) -> bool:

@@ -62,6 +62,11 @@ class RunLog:
         """What the run does now."""
         self._phase, self._phase_since, self._stage = phase, time.monotonic(), stage
 
+    @property
+    def at(self) -> tuple[str, int]:
+        """Phase and stage as they are now."""
+        return self._phase, self._stage
+
     def say(self, text: str) -> None:
         self._progress.say(text)
 

@@ -163,5 +163,8 @@ class SandboxFactory(Protocol):
     async def forget_snapshots(self, episode: str, keep: str = "") -> int:
         """Remove an episode's snapshots but `keep` and those that a sandbox still runs from; how many were removed."""
 
+    def census(self) -> dict[str, dict[str, int]]:
+        """Sandboxes that this process has a shell in, by host: "held" by an episode, or made "ahead"."""
+
     async def close(self) -> None:
         """Let go of connections and threads. Sandboxes stay, to be adopted: closing those is `Sandbox.close`."""

@@ -34,6 +34,7 @@ from sandboxes.egress.containers import Egress
 from sandboxes.host import DockerHost, Found
 from sandboxes.image import folder_of, is_built, missing_image
 from sandboxes.placement import Placement
+from sandboxes.shell import census
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,10 @@ class DockerSandboxes:
             return await host.remove_snapshots([image for image in images if image["Id"] != keep])
 
         return sum((await self._of_each_host(forget)).values())
+
+    def census(self) -> dict[str, dict[str, int]]:
+        """See `sandboxes.base.SandboxFactory`."""
+        return {host.where: census(host.opened) for host in self.hosts}
 
     async def close(self) -> None:
         """Let go of the daemons. Containers of episodes stay, to be adopted; those made ahead are removed."""

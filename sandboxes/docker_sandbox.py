@@ -73,10 +73,6 @@ class DockerSandbox(ShellSandbox):
         """The address of its host."""
         return self._place.daemon.where
 
-    def ended(self) -> bool:
-        """Whether the shell is known to be gone."""
-        return self._channel is None or self._channel.ended()
-
     async def hand_out(self, name: str) -> None:
         """From here on it is the episode's that `name` says. Raises InfrastructureFailure where it is gone."""
         self.episode, self.name = parse_name(name).episode, name

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import docker
 
@@ -81,13 +82,13 @@ class DockerHost:
         create_concurrency: int,
         warm: int,
     ) -> None:
-        self._daemon, self._run = daemon, run
-        self.where = daemon.where
+        self._daemon, self._run, self.where = daemon, run, daemon.where
         self._place = Place(daemon, run, Session(), egress)
         self._hardening = hardening
         self._bounds_disks = True  # as far as is known
         self._gate = Gate(create_concurrency)
         self._images = Images(daemon, egress.via)
+        self.opened: WeakSet[DockerSandbox] = WeakSet()
         self.pool: WarmPool[Kind, DockerSandbox] = WarmPool(warm, self._gate, self._make_spare, self._remove_unowned)
 
     async def create(self, episode: str, epoch: int, image: str, limits: Limits) -> DockerSandbox:
@@ -151,6 +152,7 @@ class DockerHost:
         except BaseException:
             await sandbox.close()
             raise
+        self.opened.add(sandbox)
         return sandbox
 
     def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, Any, str, Session]:
@@ -223,6 +225,7 @@ class DockerHost:
         except AgentFailure:
             await sandbox.close()  # nobody can use it, so nobody else would remove it
             raise
+        self.opened.add(sandbox)
         return sandbox
 
     async def remove(self, container_id: str) -> None:

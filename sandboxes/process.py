@@ -23,12 +23,13 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote, unquote
+from weakref import WeakSet
 
 from klong_rl.errors import UserError
 from klong_rl.types import Limits
 from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
 from sandboxes.channel import DATA, TERMINAL
-from sandboxes.shell import ShellSandbox
+from sandboxes.shell import ShellSandbox, census
 from sandboxes.supervisor import COMMAND, Paths, executor_environment
 
 RECV_BYTES = 1 << 16
@@ -53,6 +54,7 @@ class ProcessSandboxes:
             )
         base = Path(root) if root else Path(tempfile.gettempdir()) / f"klong-sandboxes-{os.getuid()}"
         self.folder = base.absolute() / quote(run, safe="")
+        self._opened: WeakSet[ProcessSandbox] = WeakSet()
 
     async def prepare(self, image: str) -> None:
         """Nothing: the host is the image."""
@@ -66,6 +68,7 @@ class ProcessSandboxes:
         else:
             (sandbox.folder / "work").mkdir(parents=True)
         await sandbox.open()
+        self._opened.add(sandbox)
         return sandbox
 
     async def adopt(self, episode: str) -> ProcessSandbox | None:
@@ -73,6 +76,7 @@ class ProcessSandboxes:
         if not sandbox.folder.is_dir():
             return None
         await sandbox.take_over()
+        self._opened.add(sandbox)
         return sandbox
 
     async def reap(self, keep: set[str], *, snapshots: bool = True) -> list[str]:
@@ -94,6 +98,10 @@ class ProcessSandboxes:
         for path in stale:
             await asyncio.to_thread(shutil.rmtree, path)
         return sum(not path.name.startswith(".") for path in stale)
+
+    def census(self) -> dict[str, dict[str, int]]:
+        """See `sandboxes.base.SandboxFactory`."""
+        return {"processes": census(self._opened)}
 
     async def close(self) -> None:
         """Nothing is held; sandboxes stay, to be adopted."""

@@ -32,6 +32,7 @@ import posixpath
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from klong_rl.failures import EpisodeFailure
 from sandboxes.base import Adopted, AgentFailure, ExecResult, HostAway, InfrastructureFailure, TaskFailure
@@ -49,6 +50,12 @@ KILLED = 128 + 9
 ATTEMPTS = 2  # a shell lost once may be its host's doing; lost twice in a row, with its host up, it is the sandbox's
 
 
+def census(opened: Iterable[ShellSandbox]) -> dict[str, int]:
+    """Of sandboxes that were opened here, those whose shell is not let go of: "held" by an episode, or "ahead"."""
+    held = [bool(sandbox.episode) for sandbox in opened if not sandbox.ended()]
+    return {"held": sum(held), "ahead": len(held) - sum(held)}
+
+
 class ShellSandbox(ABC):
     """`sandboxes.base.Sandbox` over a supervising shell; a host says how to reach one."""
 
@@ -62,6 +69,10 @@ class ShellSandbox(ABC):
         self._acted = False  # has an agent run anything in it?
         # Waiting for this lock is bounded: each holder has a deadline.
         self._lock = asyncio.Lock()
+
+    def ended(self) -> bool:
+        """Whether the shell is known to be gone."""
+        return self._channel is None or self._channel.ended()
 
     @abstractmethod
     async def _join(self) -> Stream:

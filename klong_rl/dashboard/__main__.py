@@ -7,8 +7,10 @@ that is made and printed. Nothing of the run is changed, and nothing in DIR is w
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +29,12 @@ USAGE = "use run=DIR, the directory of a run, for example run=runs/nano-seed0, w
 
 
 class Arguments(NamedTuple):
+    """`beside`: a launch started it, takes another port where its own is taken, and ends it by closing its input."""
+
     run_dir: Path
     host: str
     port: int
+    beside: bool = False
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,7 +53,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     given = {"host": "127.0.0.1", "port": str(PORT)}
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key not in ("run", "host", "port") or not value:
+        if key not in ("run", "host", "port", "beside") or not value:
             raise UserError(f"{argument} is not understood; {USAGE}")
         given[key] = value
     if "run" not in given:
@@ -58,7 +63,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise UserError(f"run={run_dir} doesn't exist; {USAGE}")
     if not given["port"].isdecimal() or int(given["port"]) > 65535:
         raise UserError(f"port={given['port']} is not a port; use a number up to 65535, 0 for any that is free")
-    return Arguments(run_dir, given["host"], int(given["port"]))
+    return Arguments(run_dir, given["host"], int(given["port"]), "beside" in given)
 
 
 def token_for(host: str, set_by_user: str) -> str:
@@ -74,15 +79,11 @@ async def _serve(given: Arguments, token: str) -> int:
     runner = web.AppRunner(Dashboard(given.run_dir, token).application(), access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, given.host, given.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise UserError(f"host={given.host} port={given.port}: {error.strerror}; choose another port=") from error
+        await _listen(runner, given)
         host, port = runner.addresses[0][:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"dashboard: http://{shown}:{port}/" + (f"?token={token}" if token else ""), flush=True)
-        await asyncio.Event().wait()
+        await (_input_closed() if given.beside else asyncio.Event().wait())
     except asyncio.CancelledError:
         if not interrupts.came:
             raise
@@ -90,6 +91,23 @@ async def _serve(given: Arguments, token: str) -> int:
     finally:
         await runner.cleanup()
     return 0
+
+
+async def _listen(runner: web.AppRunner, given: Arguments) -> None:
+    try:
+        await web.TCPSite(runner, given.host, given.port).start()
+    except OSError as error:
+        if not (given.beside and error.errno == errno.EADDRINUSE):
+            raise UserError(f"host={given.host} port={given.port}: {error.strerror}; choose another port=") from error
+        await web.TCPSite(runner, given.host, 0).start()
+
+
+async def _input_closed() -> None:
+    """Until whoever started this is gone."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
 
 
 if __name__ == "__main__":

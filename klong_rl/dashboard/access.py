@@ -1,8 +1,8 @@
 """Who may look, and what the page may do.
 
 On a loopback address anyone on the machine may, if the browser says that it asked this machine (a page elsewhere can't
-point its own name here). With a token, whoever has it: by `Authorization: Bearer`, or once by `?token=`, which becomes a
-cookie that no script can read.
+point its own name here). With a token, whoever has it: by `Authorization: Bearer`, or once by `?token=`, which becomes
+a cookie that no script can read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fleet as the driver tells it each second in RUN/fleet.json (klong_rl.monitor.fleet_file), and its last minutes."""
+"""The fleet as the driver tells it in RUN/fleet.json (klong_rl.monitor.fleet_file), and its last minutes."""
 
 from __future__ import annotations
 

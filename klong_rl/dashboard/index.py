@@ -120,7 +120,7 @@ def select(table: pa.Table, query: Query) -> Page:
         found = table.filter(keep)
     if query.sort in ROWS.names:
         order = "descending" if query.descending else "ascending"
-        place = pc.sort_indices(found.select([query.sort]), [(query.sort, order)], null_placement="at_end")
+        place = pc.sort_indices(found.select([query.sort]), [(query.sort, order)])  # what has no value comes last
     else:
         place = pa.array(np.arange(found.num_rows)[:: -1 if query.descending else 1])
     page = place.slice(max(0, query.offset), min(max(0, query.limit), MOST_ROWS))

@@ -27,8 +27,8 @@ from klong_rl.launch import run_id
 from klong_rl.monitor.look import Look
 from klong_rl.status import Place, find, opened, take_look
 from klong_rl.types import Segment
-from klong_rl.wire import WireError
 from klong_rl.windows import window_of_each
+from klong_rl.wire import WireError
 
 TTL_S = 2.0
 AWAY = (UserError, ServerFault, Unavailable)  # there is no buffer to ask, for the reason that they give

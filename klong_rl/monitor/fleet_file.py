@@ -2,13 +2,15 @@
 
 {"at": Unix seconds, "phase": "sampling", "stage": 1, "tokens_per_s": 410.0,
  "engines": [{"actor": "rollout-0.1", "episodes": 12, "slots": 16, "waiting": 0, "kv_use": 0.4, "fits": 16,
-              "ended": 83, "paused_s": 1.2, "tokens_per_s": 410.0}],
- "sandboxes": [{"host": "unix:///var/run/docker.sock", "state": "warm", "count": 16}]}
+              "ended": 83, "paused_s": 1.2, "sampled": 91000, "tokens_per_s": 410.0}],
+ "sandboxes": [{"host": "unix:///var/run/docker.sock", "state": "ahead", "count": 16}]}
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,34 @@ class Rates:
         return rates
 
 
-def sandboxes_of(held: Sequence[Mapping[str, Mapping[str, int]]]) -> list[dict[str, Any]]:
-    """One line a host and state of what every actor holds: {host: {state: count}} each."""
-    total: dict[tuple[str, str], int] = {}
-    for hosts in held:
-        for host, states in hosts.items():
-            for state, n in states.items():
-                total[host, state] = total.get((host, state), 0) + n
+def sandboxes_of(censuses: Sequence[tuple[str, Mapping[str, Mapping[str, int]]]]) -> list[dict[str, Any]]:
+    """A line for each host and state. `censuses`: of each process what it does with those that it holds ("running",
+    "judging"), and its count by host and by "held" or "ahead" (sandboxes.base.SandboxFactory.census)."""
+    total: Counter[tuple[str, str]] = Counter()
+    for doing, hosts in censuses:
+        for host, counts in hosts.items():
+            for state, n in counts.items():
+                total[host, doing if state == "held" else state] += n
     return [{"host": host, "state": state, "count": n} for (host, state), n in sorted(total.items())]
+
+
+class FleetFile:
+    """Writes it for one run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._rates = Rates()
+
+    def write(self, status: Mapping[str, Any], slots: Mapping[str, int], phase: str, stage: int) -> None:
+        """A look at the actors (klong_rl.fleet.Fleet.status), and how many episodes each may run at once."""
+        looks = status["engines"]
+        rates = self._rates.of({look.actor: look.sampled for look in looks}, time.monotonic())
+        engines = [
+            msgspec.to_builtins(look) | {"slots": slots.get(look.actor, 0), "tokens_per_s": rates[look.actor]}
+            for look in looks
+        ]
+        told = {"at": time.time(), "phase": phase, "stage": stage, "tokens_per_s": sum(rates.values())}
+        write_fleet(self._run_dir, told | {"engines": engines, "sandboxes": status["sandboxes"]})
 
 
 def write_fleet(run_dir: Path, look: dict[str, Any]) -> None:
