@@ -23,7 +23,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from klong_rl import gpu_memory, gpus, preflight, resume, services
+from klong_rl import gpu_memory, gpus, learned, preflight, resume, services
 from klong_rl.beside import beside
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Buffer, BufferAddress
@@ -252,6 +252,7 @@ class Launch:
             learner=self.config.learner,
             temperature=self.config.agent.temperature,
             seed=self.config.seed,
+            logprobs=str(self.run_dir / learned.FOLDER) if self.config.learner.keep_logprobs else "",
         )
         if engine.weight_transfer == "ipc":
             weights = GpuWeights()

@@ -52,4 +52,5 @@ class LearnerConfig:
     num_gpus: float = 0.0
     checkpoint_every: int = 4  # steps; a stage's last step always has one
     keep_checkpoints: int = 2
+    keep_logprobs: bool = True  # the learner's, of every token trained, in RUN/logprobs (docs/dashboard.md)
     async_checkpoints: bool = True  # written beside the steps that follow, by a fork of each rank

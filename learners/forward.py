@@ -54,6 +54,7 @@ class Batch:
             max_seqlen_kv=longest,
         )
         self.reference_logprobs_N: torch.Tensor | None = None
+        self.learned_logprobs_N: torch.Tensor | None = None  # of the training forward pass
 
     def _take_own(self, arrays: MicroBatch, device: torch.device) -> None:
         """Keep the tokens of this context rank."""
@@ -146,12 +147,17 @@ def target_logprobs(
 
 def window_logprobs(batch: Batch, logprobs_N: torch.Tensor) -> dict[str, np.ndarray]:
     """Per window id the log-prob of each target token, float32 [T], aligned with `tokens_T`, 0.0 elsewhere."""
-    counts = [window.n_targets() for window in batch.windows]
     answer = {}
-    for window, own in zip(batch.windows, logprobs_N.float().cpu().split(counts), strict=True):
+    for window, own in zip(batch.windows, of_each_window(batch, logprobs_N), strict=True):
         answer[window.id] = np.zeros(len(window.tokens_T), np.float32)
-        answer[window.id][window.targets_T == 1] = own.numpy()
+        answer[window.id][window.targets_T == 1] = own
     return answer
+
+
+def of_each_window(batch: Batch, logprobs_N: torch.Tensor) -> list[np.ndarray]:
+    """What is known of each target, float32 [targets] of each window of the micro-batch, in host memory."""
+    counts = [window.n_targets() for window in batch.windows]
+    return [own.numpy() for own in logprobs_N.float().cpu().split(counts)]
 
 
 def _forward(batches: Iterator[Batch], chunk: torch.nn.Module, read: Callable[..., Any]) -> tuple[torch.Tensor, Any]:

@@ -19,6 +19,7 @@ class LearnerJob:
     pad_to: int = 16  # row lengths are a multiple of it
     collective_timeout_s: float = 600.0  # how long a collective waits for the other ranks
     seed: int = 0
+    logprobs: str = ""  # folder in which the log-probs of each step are kept (klong_rl.learned); "": they are not
 
     @property
     def layout(self) -> ParallelLayout:

@@ -22,6 +22,7 @@ from klong_rl.types import Window
 from learners import checkpoint, model, process, step
 from learners.forward import Batch, window_logprobs
 from learners.job import LearnerJob
+from learners.kept import Kept
 from learners.publish import Published, Weights
 from learners.reference import Reference
 from learners.source import BufferSource
@@ -41,6 +42,7 @@ class Rank:
         }
         self._step = -1  # the last one trained
         self._reference: Reference | None = None
+        self._kept = Kept(Path(job.logprobs), rank) if job.logprobs else None
 
     def open_store(self) -> process.Address:
         """Serve the rendezvous from here (rank 0)."""
@@ -81,6 +83,8 @@ class Rank:
         part = step.train_step(self._model, batches, self._objectives["train"], self._job.temperature, version)
         part["maxima"]["fetch_s"] = fetched - started
         self._step = step_number
+        if self._kept:
+            self._kept.keep(step_number, batches)
         return part
 
     def sft_step(self, share: Share, windows: Mapping[str, Window]) -> step.Sums:

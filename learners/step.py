@@ -71,7 +71,7 @@ def _loss(
     given = target_logprobs(hidden_R1H, gpt, batch, temperature, with_entropy="entropy" in objective.needs)
     tokens = batch.targets(*given, version)
     result = objective(tokens)
-    logprobs_N = tokens.logprobs_N.detach()
+    logprobs_N = batch.learned_logprobs_N = tokens.logprobs_N.detach()
     # Only tokens that the current weights sampled: on these, learner and sampler should agree to rounding.
     current_N = batch.versions_N == version
     gap_N = (logprobs_N - tokens.sampler_logprobs_N).abs() * current_N

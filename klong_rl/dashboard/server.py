@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from klong_rl import learned
 from klong_rl.blocking import in_thread
 from klong_rl.buffer import Unknown
 from klong_rl.dashboard import access, evidence, index, trajectory
@@ -30,6 +31,7 @@ from klong_rl.dashboard.fleet import FleetHistory
 from klong_rl.dashboard.live import FAULTS, LiveRun, look_as_json
 from klong_rl.dashboard.steps import Steps
 from klong_rl.dashboard.text import TokenText, find_tokenizer
+from klong_rl.learned import read_learned
 from klong_rl.preflight import CONFIG_FILE
 
 STATIC = Path(__file__).parent / "static"
@@ -145,6 +147,7 @@ class Dashboard:
             "turns": trajectory.summary(found),
             "prefix": await self._prefix(found),
             "has_text": self._text.known,
+            "has_gaps": bool(found.trained.learned),
         }
         return _json(answer, request)
 
@@ -157,7 +160,7 @@ class Dashboard:
         sizes = {"tokens": _number(request, "tokens", trajectory.PAGE_TOKENS)}
         sizes["chars"] = _number(request, "chars", trajectory.PAGE_CHARS)
         text = await self._tokens()
-        page = await in_thread(lambda: trajectory.turn_page(found.turns[first:last], text.pieces, **sizes))
+        page = await in_thread(lambda: trajectory.turn_page(found, first, last, text.pieces, **sizes))
         return _json({"turns": page}, request)
 
     async def _content_answer(self, request: web.Request) -> web.Response:
@@ -174,7 +177,7 @@ class Dashboard:
         path = self._index.file_of(episode)
         if path is not None:
             if episode not in self._kept:
-                self._keep(episode, await in_thread(trajectory.read_archived, path, episode))
+                self._keep(episode, await in_thread(self._read, path, episode))
             self._kept.move_to_end(episode)
             return self._kept[episode], self._index.row(episode)
         if not fresh and episode in self._kept:
@@ -197,6 +200,14 @@ class Dashboard:
             "score": view.verdict.score if view.verdict else None,
             "owner": view.owner,
         }
+
+    def _read(self, path: Path, episode: str) -> trajectory.Trajectory:
+        found = trajectory.read_archived(path, episode)
+        step, windows = found.trained.step, {window for window in found.trained.windows if window}
+        if step is not None and windows:
+            kept = read_learned(self.run_dir / learned.FOLDER, step, windows)
+            found.trained.learned = trajectory.learned_of(found, kept)
+        return found
 
     def _keep(self, episode: str, found: trajectory.Trajectory) -> None:
         self._kept[episode] = found

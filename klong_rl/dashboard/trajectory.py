@@ -32,6 +32,7 @@ class Trained:
     windows: list[str] = field(default_factory=list)
     advantages: list[float | None] = field(default_factory=list)
     step: int | None = None
+    learned: dict[int, np.ndarray] = field(default_factory=dict)  # by place of a turn: the learner's log-probs, float32
 
 
 @dataclass
@@ -69,6 +70,21 @@ def read_archived(path: Path, episode: str) -> Trajectory:
         detail=head["outcome_detail"] or "",
         dropped=head["dropped"] or "",
     )
+
+
+def learned_of(trajectory: Trajectory, kept: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """The learner's log-probs of each turn's action, from those of the targets of whole windows (klong_rl.learned).
+
+    A window whose targets are not the actions of its turns, one after the other, is left out.
+    """
+    found: dict[int, np.ndarray] = {}
+    trained = trajectory.trained
+    for window, logprobs in kept.items():
+        places = [i for i, name in enumerate(trained.windows) if name == window and not trajectory.turns[i].masked]
+        ends = np.cumsum([len(trajectory.turns[i].action_A) for i in places]).tolist()
+        if ends and ends[-1] == len(logprobs):
+            found |= {i: logprobs[a:b] for i, a, b in zip(places, [0, *ends], ends, strict=False)}
+    return found
 
 
 def _lists(rows: pa.Table, name: str) -> list[np.ndarray | None]:
@@ -169,13 +185,19 @@ def summary(trajectory: Trajectory) -> dict[str, list]:
     }
 
 
-def turn_page(turns: Sequence[Turn], pieces: Pieces, tokens: int = PAGE_TOKENS, chars: int = PAGE_CHARS) -> list[dict]:
-    """These turns with their texts: of an action its first `tokens`, of a text its first `chars`."""
-    return [_turn(turn, pieces, tokens, chars) for turn in turns]
+def turn_page(
+    found: Trajectory, first: int, last: int, pieces: Pieces, tokens: int = PAGE_TOKENS, chars: int = PAGE_CHARS
+) -> list[dict]:
+    """Turns `first` to `last` with their texts: of an action its first `tokens`, of a text its first `chars`."""
+    learned = found.trained.learned
+    places = range(first, min(last, len(found.turns)))
+    return [_turn(found.turns[i], learned.get(i), pieces, tokens, chars) for i in places]
 
 
-def _turn(turn: Turn, pieces: Pieces, tokens: int, chars: int) -> dict[str, Any]:
+def _turn(turn: Turn, learned_A: np.ndarray | None, pieces: Pieces, tokens: int, chars: int) -> dict[str, Any]:
+    gaps = None if learned_A is None else learned_A.astype(np.float64) - turn.logprobs_A
     return {
+        "gaps": None if gaps is None else [float(f"{gap:.3g}") for gap in gaps[:tokens]],
         "index": turn.index,
         "pieces": pieces(turn.action_A[:tokens].tolist()),
         "logprobs": np.round(turn.logprobs_A[:tokens].astype(np.float64), 4).tolist(),

@@ -65,7 +65,7 @@ class Rollout:
     async def status(self):
         load = EngineLook(actor=self._owner, episodes=1, ended=0, fits=8, waiting=0, kv_use=0.5, paused_s=0.0)
         told = f"{self._owner} {os.getpid()} {self._told}"
-        return {"episodes": 1, "sampled_tokens": 10, "load": load, "warnings": [told]}
+        return {"episodes": 1, "sampled_tokens": 10, "load": load, "sandboxes": {}, "warnings": [told]}
 
     async def stop(self):
         pass
@@ -85,7 +85,7 @@ class Judge:
         await asyncio.sleep(600)
 
     async def status(self):
-        return {"warnings": [f"{self._owner} {os.getpid()} {self._shares}"]}
+        return {"sandboxes": {}, "warnings": [f"{self._owner} {os.getpid()} {self._shares}"]}
 
     async def stop(self):
         pass

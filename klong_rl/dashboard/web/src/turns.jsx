@@ -63,7 +63,7 @@ export function Turns({ id, turns, gaps, handle, onView }) {
       <div class="line-head">
         <span class="choice" data-testid="modes">{MODES.map((m) => <button key={m.id} title={m.hint} class={mode === m.id ? "on" : ""} onClick={() => choose(m.id)} data-testid={`mode-${m.id}`}>{m.name}</button>)}</span>
         <span class="legend">{legend(mode, turns).map(([style, name]) => <span key={style + name}><i class={`t ${style}`} />{name}</span>)}</span>
-        {mode === "gap" && !gaps && <span class="dim">the learner's log-probs of single tokens are not kept in this run (learner.keep_logprobs); by step they are in the curves</span>}
+        {mode === "gap" && !gaps && <span class="dim">of this episode no log-probs of the learner are kept: it was not trained, or learner.keep_logprobs is off</span>}
       </div>
       <VirtualList count={n} estimate={(i) => estimate(turns, i)} item={item} onRange={inView} handle={handle} />
       <TokenNote />
