@@ -40,8 +40,14 @@ class Page:
             return await self._answers[number]
 
     async def run(self, script: str) -> Any:
-        """The value of a script, awaited if it is a promise."""
-        answer = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        """The value of a script, awaited if it is a promise; the page's policy holds for what it evaluates."""
+        answer = await self.call(
+            "Runtime.evaluate",
+            expression=script,
+            awaitPromise=True,
+            returnByValue=True,
+            allowUnsafeEvalBlockedByCSP=False,
+        )
         if "exceptionDetails" in answer:
             raise AssertionError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -50,9 +56,13 @@ class Page:
         await self.call("Page.navigate", url=url)
 
     async def until(self, script: str, seconds: float = WAIT_S) -> Any:
-        """The first true value of a script. AssertionError, with what the page shows, if there is none in time."""
+        """The first true value of an expression; one that asks an element that isn't there yet is false.
+
+        AssertionError, with what the page shows, if there is none in time.
+        """
+        tried = f"(() => {{ try {{ return {script} }} catch (e) {{ if (!(e instanceof TypeError)) throw e }} }})()"
         give_up = time.monotonic() + seconds
-        while not (value := await self.run(script)):
+        while not (value := await self.run(tried)):
             if time.monotonic() > give_up:
                 text = await self.run("document.body ? document.body.innerText.slice(0, 2000) : ''")
                 raise AssertionError(

@@ -102,7 +102,10 @@ class LiveRun:
 
     async def _ready(self) -> Reader:
         """A reader of the buffer where it is now."""
-        place = find(self._run_dir)
+        try:
+            place = find(self._run_dir)
+        except UserError:
+            raise UserError("the run directory holds no Redis: shown is what its other files hold") from None
         if place != self._place or self._reader is None:
             await self.close()
             stack = AsyncExitStack()

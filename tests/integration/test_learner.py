@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from klong_rl import learned
 from klong_rl.buffer import Buffer, BufferAddress, EmbeddedRedis, WindowRef
 from klong_rl.config import LearnerConfig
 from klong_rl.errors import LearnerFailure, UserError
@@ -59,7 +60,7 @@ def start(folder, tmp_path_factory, buffer=None, **layout):
         num_cpus=0.5,
     )
     weights = WeightFolder(tmp_path_factory.mktemp("published") / "weights")
-    job = LearnerJob(str(folder), learner)
+    job = LearnerJob(str(folder), learner, logprobs=str(folder / learned.FOLDER))
     return LearnerGroup(job, weights, buffer, setup_deadline_s=120, call_deadline_s=120)
 
 
@@ -178,11 +179,24 @@ def test_a_saved_folder_is_read_by_transformers(group, folder, windows, tmp_path
     assert ids[0] == ids[1]
 
 
+def kept_logprobs(folder, step, windows):
+    """Of each window. The ranks write beside whatever they do next."""
+    give_up = time.monotonic() + 60
+    names = {window.id for window in windows}
+    while (kept := learned.read_learned(folder, step, names)).keys() != names:
+        assert time.monotonic() < give_up, f"of {names} only {set(kept)} were kept"
+        time.sleep(0.05)
+    return kept
+
+
 def test_a_klong_step_reports_what_it_trained(group, windows, folder, tmp_path):
     current = group.logprobs(refs(windows), windows)
     group.save_hf(tmp_path / "current")
     step = group.train_step(0, version=1, refs=refs(windows), windows=windows)
 
+    kept = kept_logprobs(folder / learned.FOLDER, 0, windows)
+    for window in windows:
+        np.testing.assert_allclose(kept[window.id], current[window.id][window.targets_T > 0], atol=1e-5, rtol=0)
     gaps = []
     for window in windows:
         targets = window.targets_T > 0

@@ -63,7 +63,7 @@ async def test_what_each_route_answers(client):
     steps = await answer(client, "steps")
     assert steps["step"] == [1, 2, 3, 4, 5, 6] and steps["forward_backward_s"] == [1.0] * 6
     fleet = await answer(client, "fleet")
-    assert fleet["buffer"] is None and "isn't a run that was launched" in fleet["problem"]
+    assert fleet["buffer"] is None and "holds no Redis" in fleet["problem"]
     page = await answer(client, "episodes?sort=score&limit=1")
     assert page["total"] == 2 and [row["episode"] for row in page["rows"]] == ["g-e1"]
     episode = await answer(client, "episode?id=g-e1")

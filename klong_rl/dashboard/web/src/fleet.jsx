@@ -14,8 +14,9 @@ export function Fleet({ about }) {
   const now = fleet.now;
   return (
     <main data-testid="fleet">
-      <Problem text={problem || data.problem} />
+      <Problem text={problem} />
       {!fleet.up && <p class="dim">The run is not up: {now.at ? "this is what it told last" : "it told nothing of its fleet"}.{buffer ? ` Queues are read from ${buffer.source}.` : ""}</p>}
+      {data.problem && <p class="dim">{data.problem}</p>}
       {now.at && (
         <div class="tiles">
           <Tile name="phase" value={now.phase} note={now.stage ? `stage ${now.stage}` : ""} />
