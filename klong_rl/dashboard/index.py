@@ -42,7 +42,7 @@ ROWS = pa.schema(
     }
 )
 _SHARED = ("episode", "group", "task", "stage", "purpose", "outcome", "dropped", "score", "step")
-_READ = (*_SHARED, "turn", "seconds", "versions", "advantage")
+READ = (*_SHARED, "turn", "seconds", "versions", "advantage")
 FACETS = ("stage", "purpose", "state", "outcome")
 MOST_ROWS = 500  # of one page
 
@@ -179,7 +179,7 @@ class EpisodeIndex:
     def read_more(self, paths: Sequence[Path]) -> None:
         """Take these files in."""
         for path in paths:
-            rows = rows_of_file(pq.read_table(path, columns=list(_READ)), len(self._paths))
+            rows = rows_of_file(pq.read_table(path, columns=list(READ)), len(self._paths))
             self._paths.append(path)
             self._tables.append(rows)
             self._ids.update(rows["episode"].to_pylist())
