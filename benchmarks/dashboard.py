@@ -51,13 +51,12 @@ SCREEN_FRAMES = 8
 MARK = "NNNNNN"  # in the names of the file that the others are copies of
 
 
-def many_episodes(run_dir: Path, count: int) -> None:
-    """A run with `count` episodes of TURNS turns, in groups of 8."""
+def many_episodes(run_dir: Path, count: int) -> int:
+    """A run with `count` episodes or a few more, whole files of them, of TURNS turns, in groups of 8; how many."""
     maker = RunMaker(run_dir)
     maker.steps()
-    said = [
-        Said(f"sed -n '{i}0,{i}9p' main.c" * 3, "sed", "a line of a file that was read\n" * 8) for i in range(TURNS)
-    ]
+    command, output = "sed -n '10,19p' main.c", "a line of a file that was read\n" * 8
+    said = [Said(command * 3, command, output)] * TURNS
     n = min(count, A_FILE)
     groups = [
         maker.group(f"s1-{MARK}-{g}", [said] * min(8, n - 8 * g), stage=1 + g % 3, step=1) for g in range(-(-n // 8))
@@ -70,6 +69,7 @@ def many_episodes(run_dir: Path, count: int) -> None:
             column = pc.replace_substring(table[name], MARK, f"{number:06d}")
             copy = copy.set_column(copy.column_names.index(name), SCHEMA.field(name), column)
         pq.write_table(copy, maker.files.folder / f"groups-{number + 1:06d}.parquet", compression="zstd")
+    return n * -(-count // A_FILE)
 
 
 def long_episode(run_dir: Path) -> None:
@@ -151,7 +151,11 @@ FRAMES = """
   const view = document.querySelector('.virtual');
   const frames = [];
   let last = performance.now();
-  const frame = () => new Promise((done) => requestAnimationFrame((now) => { frames.push(now - last); last = now; done() }));
+  const frame = () => new Promise((done) => requestAnimationFrame((now) => {
+    frames.push(now - last);
+    last = now;
+    done();
+  }));
   await frame();
   frames.length = 0;
   const step = STEP * view.clientHeight;
@@ -197,8 +201,8 @@ async def measure(folder: Path, rounds: int) -> dict[str, Any]:
     async with browser(folder / "chromium") as page:
         await page.call("Network.enable")
         for count in SIZES:
-            many_episodes(folder / str(count), count)
-            found["loads"][count] = await loads(page, folder / str(count), count, rounds)
+            made = many_episodes(folder / str(count), count)
+            found["loads"][made] = await loads(page, folder / str(count), made, rounds)
         long_episode(folder / "long")
         found["trajectory"] = await trajectory(page, folder / "long", rounds)
     return found
