@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run doctor recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 agents swebench bench-buffer bench-gpu bench-gpus test-gpu clean
+.PHONY: help run doctor recipe test test-slow nightly chaos lint setup system docker image image-net smollm2 agents swebench dashboard bench-buffer bench-gpu bench-gpus test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron
 	@$(PYTEST) $(ARGS)
 
 test-slow: setup image-net agents  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
-	@.ci/system.sh docker-registry
+	@.ci/system.sh docker-registry chromium
 	@$(PYTEST) -m slow $(ARGS)
 
 chaos: setup  ## kill parts of real runs and audit every token; ARGS="--seed 1 --kills 16 --json OUT"
@@ -72,6 +72,9 @@ agents: .venv/.installed  ## mini-swe-agent, for examples/mini_swe_agent.py
 swebench: .venv/.installed  ## the official grading of SWE-bench, in .venv-swebench: its own interpreter
 	@[ -x .venv-swebench/bin/python ] || $(PYTHON) -m venv .venv-swebench
 	@.venv-swebench/bin/python -m pip --disable-pip-version-check install -q -r conf/requirements/swebench.txt
+
+dashboard:  ## rebuild the page of klong_rl.dashboard from its sources; needs node and npm
+	@cd klong_rl/dashboard/web && npm ci --no-audit --no-fund && npm run build
 
 bench-buffer: system .venv/.installed  ## the buffer against bare Redis and other systems; ARGS="--json OUT"
 	@$(PYTHON) -m pip --disable-pip-version-check install -q --no-deps -r conf/requirements/benchmarks.txt

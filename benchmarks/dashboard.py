@@ -83,7 +83,7 @@ def long_episode(run_dir: Path) -> None:
         lines = "".join(f"{words[i]} " if i else "\n" for i in random.integers(0, len(words), n // 3))
         return (lines * 2)[:n]
 
-    said = [Said(text(LONG_ACTION), f"run {i}", text(LONG_OBSERVATION), i % 5 == 4) for i in range(LONG_TURNS)]
+    said = [Said(text(LONG_ACTION), f"run {i}", text(LONG_OBSERVATION), int(i % 5 == 4)) for i in range(LONG_TURNS)]
     rule = ContextRule(max_tokens=32768, overlap_tokens=4096, action_tokens=1024)
     group = maker.group("long", [said], rule=rule)
     maker.files.write([group])

@@ -185,9 +185,10 @@ async def test_what_would_run_is_refused_by_the_policy_too(serve, recorded, tmp_
         assert await page.run("window.ran === undefined")
 
 
+@pytest.mark.timeout(900)
 async def test_a_run_while_it_is_up(page, launch):
-    """`dashboard=true` says where; the fleet, a trajectory that grows, and after the end the same page from files."""
-    run = launch("dashboard=true", "curriculum.stages=[{difficulty:2,timeout_s:20,max_turns:4,steps:6}]")
+    """`dashboard=true` says where; the fleet and a trajectory of a run under way; it ends with its run."""
+    run = launch("dashboard=true", "curriculum.stages=[{difficulty:2,timeout_s:20,max_turns:4,steps:500}]")
     base = ""
     while not base:
         assert run.process.poll() is None, run.log.read_text()
@@ -205,8 +206,8 @@ async def test_a_run_while_it_is_up(page, launch):
     await page.until("!!document.querySelector('[data-testid=rows] tbody a')")
     await page.click("[data-testid=rows] tbody a")
     await page.until("!!document.querySelector('.tokens .t')", 60)
-    code = await asyncio.to_thread(run.process.wait, 300)
-    assert code == 0, run.log.read_text()
+    run.process.terminate()
+    assert await asyncio.to_thread(run.process.wait, 300) == 143, run.log.read_text()
     page.problems[:] = [p for p in page.problems if "ERR_CONNECTION_REFUSED" not in p]
     assert not dashboards(), "the dashboard outlived its run"
 

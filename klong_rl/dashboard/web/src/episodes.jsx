@@ -39,9 +39,11 @@ export function Episodes({ parameters }) {
           <input key={name} type="number" step="any" placeholder={label} value={parameters[name] || ""} onChange={(e) => move({ [name]: e.currentTarget.value })} data-testid={`filter-${name}`} />
         ))}
         <a class="button" href="#/episodes">clear</a>
-        <span class="dim grow" data-testid="total">{data ? `${data.total.toLocaleString("en")} of ${data.of.toLocaleString("en")} episodes` : "…"}{data && data.unread_files ? `, ${data.unread_files} files still to be read` : ""}</span>
-        <button disabled={offset === 0} onClick={() => move({ offset: String(Math.max(0, offset - PAGE)) })} data-testid="previous">‹ previous</button>
-        <button disabled={!data || offset + PAGE >= data.total} onClick={() => move({ offset: String(offset + PAGE) })} data-testid="next">next ›</button>
+        <span class="pager">
+          <span class="dim" data-testid="total">{data ? `${data.total.toLocaleString("en")} of ${data.of.toLocaleString("en")} episodes` : "…"}{data && data.unread_files ? `, ${data.unread_files} files still to be read` : ""}</span>
+          <button disabled={offset === 0} onClick={() => move({ offset: String(Math.max(0, offset - PAGE)) })} data-testid="previous">‹ previous</button>
+          <button disabled={!data || offset + PAGE >= data.total} onClick={() => move({ offset: String(offset + PAGE) })} data-testid="next">next ›</button>
+        </span>
       </div>
       <div class="card scroll">
         <table class="rows" data-testid="rows">
