@@ -246,11 +246,8 @@ class DockerHost:
     async def snapshots(self, episode: str | None = None) -> list[dict[str, Any]]:
         """The run's snapshots here, as `api.images` lists them; of one episode, or all."""
         labels = [f"{RUN_LABEL}={self._run}"] + ([] if episode is None else [f"{EPISODE_LABEL}={episode}"])
-        return await self._daemon.call(
-            f"listing the snapshots of run {self._run}",
-            lambda api: api.images(all=True, filters={"label": labels}),
-            deadline_s=CLOSE_S,
-        )
+        doing, chosen = f"listing the snapshots of run {self._run}", {"label": labels}
+        return await self._daemon.call(doing, lambda api: api.images(all=True, filters=chosen), deadline_s=CLOSE_S)
 
     async def remove_snapshots(self, images: list[dict[str, Any]]) -> int:
         """Remove those of the images that nothing runs from; how many."""
