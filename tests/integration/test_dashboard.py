@@ -128,7 +128,12 @@ async def scroll_to_the_end(page):
         f"return !!document.querySelector('[data-testid=turn-{TURNS - 1}] .tokens') }})()"
     )
     assert await page.run("document.querySelectorAll('.turn').length") < 40
-    await page.until("!!document.querySelector('.cut')")
+    cut = await page.run(
+        "fetch('/api/episode?id=s1-g0-e1').then((r) => r.json()).then(({turns}) => "
+        "turns.context_start.findIndex((start, i) => i && start > turns.context_start[i - 1]))"
+    )
+    await page.run(f"location.hash = '#/episode/s1-g0-e1?turn={cut}'")
+    await page.until(f"!!document.querySelector('[data-testid=cut-{cut}]')")
     await page.click("[data-testid=timeline]")
     await page.until(f"!!document.querySelector('[data-testid=turn-{TURNS // 2}] .tokens')")
     await page.click(".choice button:last-child")
