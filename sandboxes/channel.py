@@ -1,31 +1,24 @@
-"""A shell kept open over two byte lanes: framing and capping, which are pure, and the calls over a stream.
+"""A shell kept open over two byte lanes: calls over a stream, whose replies `sandboxes.framing` finds.
 
 One call goes out as shell text that ends in a function of `sandboxes.supervisor.SUPERVISOR`. Its reply is whatever
-comes back on the call's lane up to the end mark
-
-    RS nonce SP status RS        RS = 0x1e, nonce = 16 hex digits drawn for this call
-
-The nonce reaches the supervising shell through its stdin alone, so a command's output can't forge the mark by
-accident, nor by echoing what it sees. A process of the agent's that spies on that shell can, and so fools its own
-agent; whatever is no whole mark is output. There are two lanes because processes left in the background keep writing
-to the terminal: file contents travel on a lane of their own, where no command writes by accident.
+comes back on the call's lane up to its end mark. There are two lanes because processes left in the background keep
+writing to the terminal: file contents travel on a lane of their own, where no command writes by accident.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import re
 import secrets
 import shlex
 from typing import NamedTuple, Protocol
 
+from sandboxes.framing import Backlog, ReplyReader
+
 TERMINAL = 1  # what commands print, and the end mark of a command
 DATA = 2  # file contents and replies of the supervisor
+LOOK_S = 0.005  # from a command's early report to a look whether it has ended in every respect: mostly it has
 AGAIN_S = 0.5  # between two lines that end a call early: the first may come before there is anything to end
-BACKLOG_BYTES = 1 << 16  # of what background processes print between two commands; as much as a pipe holds
-
-_STATUS_DIGITS = 3
 
 
 class Stream(Protocol):
@@ -34,8 +27,14 @@ class Stream(Protocol):
     async def send(self, data: bytes) -> None:
         """Write all of `data` to the shell's stdin; OSError when the shell is gone."""
 
+    def put(self, data: bytes) -> bool:
+        """Write `data` to where the shell would hand it on, if that is in reach; OSError when nobody reads there."""
+
     async def recv(self) -> tuple[int, bytes] | None:
         """The next bytes and their lane; None when the shell is gone."""
+
+    def waiting(self) -> tuple[int, bytes] | None:
+        """As `recv`, if it need not wait; None if it might, or when the shell is gone."""
 
     def ended(self) -> bool:
         """Whether the shell is known to be gone, without waiting; what it still sent may be unread."""
@@ -58,69 +57,31 @@ class ChannelLost(Exception):
         self.silent, self.output, self.truncated = silent, output, truncated
 
 
-class Capture:
-    """The first and the last `limit / 2` bytes of a stream of any length, in memory of `2 * limit` at most."""
+class Patience:
+    """Until when to wait, and when to send `end`, a line that has a call end early: then, and again each AGAIN_S."""
 
-    def __init__(self, limit: int) -> None:
-        self._head_room = limit - limit // 2
-        self._tail_limit = limit // 2
-        self._head = bytearray()
-        self._tail = bytearray()
-        self._total = 0
+    def __init__(self, deadline_s: float, end_after_s: float, end: bytes) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self.end = end
+        self.deadline = self._clock() + deadline_s
+        self.end_at = self._clock() + end_after_s
 
-    def add(self, data: bytes) -> None:
-        self._total += len(data)
-        room = self._head_room - len(self._head)
-        self._head += data[:room]
-        rest = data[room:]
-        self._tail += rest[max(0, len(rest) - self._tail_limit) :]
-        if len(self._tail) > 2 * self._tail_limit:  # in bulk: each byte is moved once or twice, not once per chunk
-            self._trim()
+    def next_at(self) -> float:
+        return min(self.end_at, self.deadline)
 
-    def _trim(self) -> None:
-        del self._tail[: max(0, len(self._tail) - self._tail_limit)]
-
-    @property
-    def truncated(self) -> bool:
-        return self._total > self._head_room + self._tail_limit
-
-    def value(self) -> bytes:
-        self._trim()
-        if not self.truncated:
-            return bytes(self._head + self._tail)
-        missing = self._total - len(self._head) - len(self._tail)
-        return bytes(self._head) + b"\n[... %d bytes left out ...]\n" % missing + bytes(self._tail)
+    def is_out(self) -> bool:
+        """Whether it is time to send it; then the next time is set. Raises TimeoutError past the deadline."""
+        now = self._clock()
+        if now >= self.deadline:
+            raise TimeoutError
+        if now < self.end_at:
+            return False
+        self.end_at = now + AGAIN_S
+        return True
 
 
-class ReplyReader:
-    """Takes a lane's bytes in chunks of any size; keeps what precedes the end mark of one call."""
-
-    def __init__(self, nonce: str, limit: int) -> None:
-        self._opening = b"\x1e%s " % nonce.encode()
-        self._mark = re.compile(b"%s([0-9]{1,%d})\x1e" % (re.escape(self._opening), _STATUS_DIGITS))
-        self._pending = b""
-        self._capture = Capture(limit)
-        self.rest = b""  # what came after the mark: the background's
-
-    def feed(self, data: bytes) -> int | None:
-        """The call's status once its end mark is complete, None before that."""
-        pending = self._pending + data
-        mark = self._mark.search(pending) if self._opening in pending else None
-        if mark:
-            self._capture.add(pending[: mark.start()])
-            self._pending, self.rest = b"", pending[mark.end() :]
-            return int(mark[1])
-        keep_from = max(0, len(pending) - len(self._opening) - _STATUS_DIGITS)  # a mark may have begun there
-        self._capture.add(pending[:keep_from])
-        self._pending = pending[keep_from:]
-        return None
-
-    def output(self) -> tuple[bytes, bool]:
-        """The bytes kept so far, and whether some were left out."""
-        if self._pending:  # the call was cut: no mark is coming
-            self._capture.add(self._pending)
-            self._pending = b""
-        return self._capture.value(), self._capture.truncated
+def new_nonce() -> str:
+    return secrets.token_hex(8)
 
 
 class Channel:
@@ -128,8 +89,11 @@ class Channel:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._backlog = b""
+        self._backlog = Backlog()
+        self._in_line = False  # is a line on its way that the next call must not overtake?
         self.broken = False
+        self._look: asyncio.TimerHandle | None = None
+        self.kind = ""  # of the executor
 
     async def call(
         self,
@@ -139,21 +103,26 @@ class Channel:
         lane: int,
         limit: int = 1 << 16,
         before: bytes = b"",
+        nonce: str = "",
+        sent: bool = False,
         end_after_s: float = math.inf,
         end: bytes = b"",
     ) -> Reply:
-        """Send `before`, then call a shell function with a fresh nonce and `args`, any text but NUL each.
+        """Send `before`, then call a shell function with a `nonce` used once and `args`, any text but NUL each.
 
+        `sent`: what the function would do with them was `put` already.
         After `end_after_s` seconds without a reply `end` is sent, a line that has the call end early, and then again
         until it does. Raises ChannelLost when the shell dies or gives no reply within `deadline_s` seconds.
         """
-        nonce = secrets.token_hex(8)
+        nonce = nonce or new_nonce()
         reader = ReplyReader(nonce, limit)
-        line = " ".join([function, nonce, *map(shlex.quote, args)]) + "\n"
+        patience = Patience(deadline_s, end_after_s, end)
         try:
-            async with asyncio.timeout(deadline_s):
-                await self._stream.send(before + line.encode("utf-8", "replace"))
-                status = await self._reply(reader, lane, end_after_s, end)
+            if not sent:
+                line = " ".join([function, nonce, *map(shlex.quote, args)]) + "\n"
+                self._in_line = False
+                await self._send(before + line.encode("utf-8", "replace"), patience)
+            status = await self._reply(reader, lane, patience)
         except TimeoutError:
             self.close()
             raise self._lost(reader, f"no reply to {function} within {deadline_s:g} s", silent=True) from None
@@ -165,33 +134,79 @@ class Channel:
             raise
         return Reply(status, *reader.output())
 
-    async def _reply(self, reader: ReplyReader, lane: int, end_after_s: float, end: bytes) -> int:
-        clock = asyncio.get_running_loop().time
-        end_at = clock() + end_after_s
+    def put(self, message: bytes) -> bool:
+        """Give the executor a message past its supervisor, if that can be done now."""
+        try:
+            return not self._in_line and self._stream.put(message)
+        except OSError:  # nobody reads there any more: the stream will say so
+            return False
+
+    async def _send(self, data: bytes, patience: Patience) -> None:
+        async with asyncio.timeout_at(patience.deadline):
+            await self._stream.send(data)
+
+    async def _reply(self, reader: ReplyReader, lane: int, patience: Patience) -> int:
         if lane == TERMINAL:
-            reader.feed(self._backlog)
-            self._backlog = b""
+            reader.feed(self._backlog.take())
         while True:
-            try:
-                async with asyncio.timeout_at(end_at):
-                    chunk = await self._stream.recv()
-            except TimeoutError:
-                chunk = (lane, b"")
-            if clock() >= end_at:  # a flood gives the timeout above no chance
-                end_at = clock() + AGAIN_S
-                await self._stream.send(end)
-            if chunk is None:
-                raise ConnectionResetError("its stream ended")
-            came_on, data = chunk
-            if came_on != lane:
+            came_on, data = await self._next(patience)
+            if came_on == lane:
+                if mark := reader.feed(data):
+                    if lane == TERMINAL:
+                        self._backlog.begin(reader.rest, reader.nonce if mark.early else "")
+                    if mark.early:
+                        self._look = asyncio.get_running_loop().call_later(LOOK_S, self._take_waiting)
+                    return mark.status
+            elif came_on == TERMINAL:
+                self._backlog.add(data)
+
+    async def _next(self, patience: Patience) -> tuple[int, bytes]:
+        """What comes next, with its lane; nothing, once `end` has been sent because it is time."""
+        try:
+            async with asyncio.timeout_at(patience.next_at()):
+                chunk = await self._stream.recv()
+        except TimeoutError:
+            chunk = (TERMINAL, b"")
+        if patience.is_out():  # a flood gives the timeout above no chance
+            self._in_line = True  # it may come late, and would end the next command
+            await self._send(patience.end, patience)
+        if chunk is None:
+            raise ConnectionResetError("its stream ended")
+        return chunk
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last call has ended in every respect; where it reported early, that is still to come."""
+        return self._backlog.settled
+
+    async def settle(self, deadline_s: float, end: bytes) -> None:
+        """Wait for that, and send `end` each AGAIN_S meanwhile. Raises ChannelLost, as `call`.
+
+        A call that follows, sent before, would be lost with a shell that the last one took down.
+        """
+        try:
+            self._take_waiting()
+            patience = Patience(deadline_s, AGAIN_S, end)
+            while not self.settled:
+                came_on, data = await self._next(patience)
                 if came_on == TERMINAL:
-                    self._backlog = (self._backlog + data)[-BACKLOG_BYTES:]
-                continue
-            status = reader.feed(data)
-            if status is not None:
-                if lane == TERMINAL:
-                    self._backlog = reader.rest[-BACKLOG_BYTES:]
-                return status
+                    self._backlog.add(data)
+        except TimeoutError:
+            self.close()
+            raise ChannelLost(f"no word of the last command's end within {deadline_s:g} s", silent=True) from None
+        except OSError as error:
+            self.close()
+            raise ChannelLost(f"the shell died after a command: {error}", silent=False) from error
+
+    def _take_waiting(self) -> None:
+        """Settle, if that takes no wait."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        while not self.settled and (chunk := self._stream.waiting()):
+            came_on, data = chunk
+            if came_on == TERMINAL:
+                self._backlog.add(data)
 
     def _lost(self, reader: ReplyReader, reason: str, *, silent: bool) -> ChannelLost:
         output, truncated = reader.output()
@@ -203,4 +218,6 @@ class Channel:
 
     def close(self) -> None:
         self.broken = True
+        if self._look is not None:
+            self._look.cancel()
         self._stream.close()

@@ -12,11 +12,12 @@ import time
 
 LINE_BYTES = 96 * 1024  # Linux takes 128 KiB in one argument; longer commands go through a file
 UPLOAD_BYTES = 768 * 1024  # in one shell word, 1 MiB as base64: bounds the supervisor's memory
+BLOCK = 256  # bytes: most commands fit, with what goes with them
 NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")  # of a variable
 
 
 def as_sent(command: str, state: str, *, stdin: bytes, env: dict[str, str], cwd: str, apart: bool) -> tuple[str, bytes]:
-    """The word of klong_exec that stands for a command, and what is uploaded before it, beside the file `state`.
+    """What an executor is to run for a command, and what is uploaded before it, beside the file `state`.
 
     All that precedes the command is on its first line, so that a shell's messages name the command's own lines.
     """
@@ -35,7 +36,7 @@ def as_sent(command: str, state: str, *, stdin: bytes, env: dict[str, str], cwd:
     if apart:
         before += f"exec 2> {state}.stderr; "
         uploads += upload(b"", f"{state}.stderr")
-    return one_line(before + command), uploads
+    return before + command, uploads
 
 
 def prologue(env: dict[str, str], cwd: str) -> str:
@@ -49,9 +50,43 @@ def prologue(env: dict[str, str], cwd: str) -> str:
     return f"trap - EXIT; {exports}" + (f"cd -- {shlex.quote(cwd)} || exit; " if cwd else "")
 
 
+def message(kind: str, nonce: str, timeout_s: float, text: str) -> bytes:
+    """A command for an executor of this kind, then the nonce of its report, as they come through the executor's pipe.
+
+    For bash it is ASCII in blocks of BLOCK bytes, each filled up with spaces. The first says how many bytes of command
+    follow it, the rest of one that doesn't fit.
+
+    >>> command, nonce = message("bash", "00000000000000aa", 60, "echo a").decode().split("   ", 1)
+    >>> print(command)
+    klong_more=0 klong_timeout=60.000 klong_nonce=00000000000000aa klong_command='echo a'
+    >>> print(nonce.strip())
+    klong_nonce=00000000000000aa
+    """
+    settings = f"klong_timeout={timeout_s:.3f} klong_nonce={nonce}"
+    if kind != "bash":
+        line = f"klong_command={one_line(text)} {settings}\nklong_nonce={nonce}\n"
+        return line.encode("utf-8", "replace")
+    command = f"klong_command={ascii_word(text)}"
+    block, more = f"klong_more=0 {settings} {command}", ""
+    if len(block) > BLOCK:
+        block, more = f"klong_more={len(command)} {settings}", command
+    return f"{block:{BLOCK}}{more}{f'klong_nonce={nonce}':{BLOCK}}".encode()
+
+
 def one_line(text: str) -> str:
     """`text` as one word of a shell on one line, for a shell that has a newline in `klong_nl`."""
     return shlex.quote(text).replace("\n", "'\"$klong_nl\"'")
+
+
+def ascii_word(text: str) -> str:
+    """`text` as one word of bash that has as many bytes as characters in any locale."""
+    if text.isascii():
+        return shlex.quote(text)
+    return "$'" + "".join(_escaped(byte) for byte in text.encode("utf-8", "replace")) + "'"
+
+
+def _escaped(byte: int) -> str:
+    return chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\{byte:03o}"
 
 
 def upload(data: bytes, path: str) -> bytes:

@@ -15,6 +15,7 @@ the middle; each says why it may be.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,8 +25,8 @@ import docker
 
 from klong_rl.failures import TaskFailure
 from klong_rl.types import Limits
+from sandboxes.executor import COMMAND
 from sandboxes.session import Session
-from sandboxes.supervisor import COMMAND
 
 RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
 JOINED = "container:"  # a network mode: the network namespace of another container, named by its id
@@ -150,8 +151,16 @@ class Shell(NamedTuple):
     environment: dict[str, str]  # beside the image's
 
 
-def create(api: docker.APIClient, name: str, config: dict[str, Any], shell: Shell) -> tuple[str, Any]:
-    """Create and start a container; its id and the socket of a shell in it. Nothing is left where that fails.
+class Attached(NamedTuple):
+    """A shell that entered: the SDK's socket, the exec's id, and the `klong_token` in the shell's environment."""
+
+    socket: Any
+    exec: str
+    token: str
+
+
+def create(api: docker.APIClient, name: str, config: dict[str, Any], shell: Shell) -> tuple[str, Attached]:
+    """Create and start a container; its id and a shell in it. Nothing is left where that fails.
 
     Raises TaskFailure where the image has not even what the main process takes.
     May be repeated: nobody knows of the container before this returns, so one with its name is what an earlier call
@@ -175,14 +184,16 @@ def create(api: docker.APIClient, name: str, config: dict[str, Any], shell: Shel
         raise
 
 
-def open_shell(api: docker.APIClient, name: str, shell: Shell) -> Any:
-    """The socket of a new shell. May be repeated: a shell whose socket is lost reads the end of its input and ends."""
-    made = api.exec_create(name, COMMAND, stdin=True, user=shell.user, environment=shell.environment)
-    return api.exec_start(made["Id"], socket=True)
+def open_shell(api: docker.APIClient, name: str, shell: Shell) -> Attached:
+    """A new shell. May be repeated: a shell whose socket is lost reads the end of its input and ends."""
+    token = secrets.token_hex(8)
+    environment = {**shell.environment, "klong_token": token}
+    made = api.exec_create(name, COMMAND, stdin=True, user=shell.user, environment=environment)
+    return Attached(api.exec_start(made["Id"], socket=True), made["Id"], token)
 
 
-def restart(api: docker.APIClient, name: str, shell: Shell) -> tuple[Any, bool]:
-    """End all processes and start the container again; the socket of a shell, and whether the container had stopped.
+def restart(api: docker.APIClient, name: str, shell: Shell) -> tuple[Attached, bool]:
+    """End all processes and start the container again; a shell, and whether the container had stopped.
 
     May be repeated: nothing runs yet that a second restart would end.
     """

@@ -49,6 +49,7 @@ class Daemon:
     def __init__(self, base_url: str | None, threads: int) -> None:
         self._base_url = base_url
         self.where = base_url or os.environ.get("DOCKER_HOST") or "the default socket"
+        self.is_local = base_url is None and "DOCKER_HOST" not in os.environ or self.where.startswith("unix://")
         self._tunnel = Tunnel(self.where) if self.where.startswith("ssh://") else None
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="docker")
         self._local = threading.local()

@@ -44,15 +44,19 @@ class DiskWatch:
         self._limit: int | None = None
         self._next = time.monotonic() + LOOK_EVERY_S
 
+    def due_in_s(self) -> float:
+        """Seconds to the next look, infinite where there is nothing to look after."""
+        return self._next - time.monotonic()
+
     async def due(self) -> None:
         """Look, if it is time. Raises DiskFull."""
-        if time.monotonic() >= self._next:
+        if self.due_in_s() <= 0:
             await self._look()
 
     async def watch(self) -> None:
         """Look again and again, until there is nothing to look after. Raises DiskFull."""
         while self._next < float("inf"):
-            await asyncio.sleep(max(0.0, self._next - time.monotonic()))
+            await asyncio.sleep(max(0.0, self.due_in_s()))
             await self._look()
 
     async def _look(self) -> None:

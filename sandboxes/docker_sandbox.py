@@ -7,6 +7,7 @@ name it gave, so that nothing of an earlier owner reaches it (a shell, a restart
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import docker
@@ -18,10 +19,12 @@ from sandboxes.container import EPISODE_LABEL, EPOCH_LABEL, RUN_LABEL, parse_nam
 from sandboxes.daemon import Daemon, Refused
 from sandboxes.disk import DiskFull, DiskWatch
 from sandboxes.egress.containers import Egress, proxy_name, remove_proxies, start_proxy
+from sandboxes.executor import executor_environment
 from sandboxes.session import Session
 from sandboxes.shell import ShellSandbox
+from sandboxes.shortcut import Shortcut
 from sandboxes.stream import AttachedStream
-from sandboxes.supervisor import Paths, executor_environment
+from sandboxes.supervisor import Paths
 
 T = TypeVar("T")
 
@@ -53,6 +56,14 @@ class Place(NamedTuple):
         return container.Shell(self.session.user, executor_environment(self.paths, SUPERVISOR_MARK))
 
 
+class ShellStream(AttachedStream):
+    """The stream of a shell, and what finds the shortcut to it."""
+
+    def __init__(self, shell: container.Attached) -> None:
+        super().__init__(shell.socket)
+        self.shell = shell
+
+
 class DockerSandbox(ShellSandbox):
     """One container, which has `name` as long as this is its owner. `proxy` is the id of its way out, if it has one."""
 
@@ -64,9 +75,9 @@ class DockerSandbox(ShellSandbox):
         self._disk = self._watch_disk()
         self.name = name
 
-    async def open(self, sock: Any) -> None:
+    async def open(self, shell: container.Attached) -> None:
         """Take the first shell of a container that was just made."""
-        self._channel = await self._open(AttachedStream(sock), blame=TaskFailure)
+        self._channel = await self._open(ShellStream(shell), blame=TaskFailure)
 
     @property
     def where(self) -> str:
@@ -91,12 +102,14 @@ class DockerSandbox(ShellSandbox):
         """See `sandboxes.base.Sandbox`. Raises AgentFailure where the sandbox holds more files than it may."""
         try:
             await self._disk.due()
-            async with beside(self._disk.watch()):
-                return await super().exec(command, **options)
+            return await super().exec(command, **options)
         except DiskFull:
             async with self._lock:
                 await self._reopen(silent=False)  # ends the command
             raise
+
+    def _meanwhile(self) -> AbstractAsyncContextManager[None]:
+        return beside(self._disk.watch(), after_s=self._disk.due_in_s())
 
     async def take_over(self) -> None:
         """Become the owner, and open a shell in the container, starting it again if it stopped."""
@@ -105,17 +118,24 @@ class DockerSandbox(ShellSandbox):
             await self._call("adopting", lambda api: container.rename(api, self._id, self.name), RESTART_S)
             await self._reopen(silent=False)
 
-    async def _join(self) -> AttachedStream:
+    async def _join(self) -> ShellStream:
         shell = self._place.shell
-        return AttachedStream(
+        return ShellStream(
             await self._call("opening a shell in", lambda api: container.open_shell(api, self.name, shell), RESTART_S)
         )
 
-    async def _restart(self) -> tuple[AttachedStream, bool]:
-        sock, had_stopped = await self._call("restarting", self._restart_both, RESTART_S)
-        return AttachedStream(sock), had_stopped
+    async def _restart(self) -> tuple[ShellStream, bool]:
+        shell, had_stopped = await self._call("restarting", self._restart_both, RESTART_S)
+        return ShellStream(shell), had_stopped
 
-    def _restart_both(self, api: docker.APIClient) -> tuple[Any, bool]:
+    async def _opened(self, stream: ShellStream) -> None:
+        """Find the shortcut to the shell, on this machine's own daemon."""
+        if self._place.daemon.is_local:
+            shell = stream.shell
+            found = await self._call("looking at a shell of", lambda api: api.exec_inspect(shell.exec), RESTART_S)
+            stream.shortcut = Shortcut.find(found["Pid"], shell.token)
+
+    def _restart_both(self, api: docker.APIClient) -> tuple[container.Attached, bool]:
         if self._proxy:
             start_proxy(api, self._proxy)
         return container.restart(api, self.name, self._place.shell)

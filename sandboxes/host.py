@@ -138,7 +138,7 @@ class DockerHost:
 
     async def _try_to_make(self, kind: Kind, name: str) -> DockerSandbox:
         try:
-            made, sock, proxy, session = await self._daemon.call(
+            made, shell, proxy, session = await self._daemon.call(
                 f"creating {name} from {kind.image}", lambda api: self._create(api, kind, name), deadline_s=CREATE_S
             )
         except docker.errors.ImageNotFound:
@@ -148,15 +148,15 @@ class DockerHost:
             raise InfrastructureFailure(f"Docker refused creating {name}: {error.explanation}") from error
         sandbox = DockerSandbox(self._place._replace(session=session), made, name, proxy)
         try:
-            await sandbox.open(sock)
+            await sandbox.open(shell)
         except BaseException:
             await sandbox.close()
             raise
         self.opened.add(sandbox)
         return sandbox
 
-    def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, Any, str, Session]:
-        """The id, the socket of a shell, the id of the proxy, and as whom it runs. May be repeated, as its parts."""
+    def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, container.Attached, str, Session]:
+        """The id, a shell, the id of the proxy, and as whom it runs. May be repeated, as its parts."""
         egress, network = self._place.egress, kind.limits.network
         place = self._place._replace(session=find_session(api, kind.image, kind.limits))
         hardening, bounds_disks = self._hardening, self._bounds_disks  # another thread may learn better meanwhile

@@ -29,8 +29,9 @@ from klong_rl.errors import UserError
 from klong_rl.types import Limits
 from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
 from sandboxes.channel import DATA, TERMINAL
+from sandboxes.executor import COMMAND, executor_environment
 from sandboxes.shell import ShellSandbox, census
-from sandboxes.supervisor import COMMAND, Paths, executor_environment
+from sandboxes.supervisor import Paths
 
 RECV_BYTES = 1 << 16
 KILL_S = 10.0
@@ -277,6 +278,9 @@ class PipeStream:
         self._process.stdin.write(data)
         await self._process.stdin.drain()
 
+    def put(self, data: bytes) -> bool:
+        return False
+
     async def recv(self) -> tuple[int, bytes] | None:
         await asyncio.wait(self._next.values(), return_when=asyncio.FIRST_COMPLETED)
         for lane, pending in self._next.items():
@@ -288,6 +292,9 @@ class PipeStream:
                 self._next[lane] = asyncio.ensure_future(reader.read(RECV_BYTES))
                 return lane, data
         raise AssertionError("asyncio.wait returned with nothing done")
+
+    def waiting(self) -> tuple[int, bytes] | None:
+        return None
 
     def ended(self) -> bool:
         return self._process.returncode is not None

@@ -4,9 +4,13 @@ Two shells stand by in a sandbox. The supervisor reads functions and calls from 
 runs nothing of the agent's. The executor forks itself for each command: so a command costs a fork, and `exit`, `exec`,
 an unfinished quote or an endless loop end the fork alone:
 
-    Channel ──stdin──▶ supervisor ─pipe─▶ executor ──▶ its fork: load state · eval command · save state
+    Channel ──stdin──▶ supervisor ─pipe─▶ executor ──▶ its fork: load state · eval command · save state · report
+        └───shortcut────────────────┘
             ◀─lane 1── (terminal) ◀────── end mark ◀─────────────────┘ stdout and stderr, one pipe
             ◀─lane 2── (data) file contents, replies of the supervisor
+
+A command is put straight into the executor's pipe where that is in reach (sandboxes.shortcut). Where bash runs it, its
+fork says itself how it ended, and the executor once more when the fork has exited: what is asked next waits for that.
 
 Each command has a process group of its own. When its time is up, the channel tells the supervisor, which kills it with
 all that it began. When the owner is gone, the supervisor sees the end of its stdin, and bounds the command by itself.
@@ -33,12 +37,13 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from klong_rl.failures import EpisodeFailure
 from sandboxes.base import Adopted, AgentFailure, ExecResult, HostAway, InfrastructureFailure, TaskFailure
-from sandboxes.channel import DATA, TERMINAL, Channel, ChannelLost, Reply, Stream
-from sandboxes.command import as_sent, pack, upload
-from sandboxes.supervisor import KILL_LINE, NOT_A_FILE, WAS_KILLED, Paths, supervisor_script
+from sandboxes.channel import DATA, TERMINAL, Channel, ChannelLost, Reply, Stream, new_nonce
+from sandboxes.command import as_sent, message, pack, upload
+from sandboxes.supervisor import KILL_LINE, NOT_A_FILE, WAKE_LINE, WAS_KILLED, Paths, supervisor_script
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +112,17 @@ class ShellSandbox(ABC):
         async with self._lock:
             channel = await self._ready()
             self._acted = True
+            nonce = new_nonce()
+            ask = message(channel.kind, nonce, timeout_s, text)
             started = time.monotonic()
+            sent = not before and channel.put(ask)
             try:
-                reply = await channel.call(
-                    "klong_exec", f"{timeout_s:.3f}", text, deadline_s=timeout_s + GRACE_S, lane=TERMINAL,
-                    limit=output_limit, before=before, end_after_s=timeout_s, end=KILL_LINE,
-                )  # fmt: skip
+                async with self._meanwhile():
+                    reply = await channel.call(
+                        "klong_exec", ask.decode(), nonce=nonce, before=before, sent=sent,
+                        deadline_s=timeout_s + GRACE_S, lane=TERMINAL, limit=output_limit,
+                        end_after_s=timeout_s, end=KILL_LINE,
+                    )  # fmt: skip
             except ChannelLost as lost:
                 return await self._after_loss(lost, time.monotonic() - started)
             seconds = time.monotonic() - started
@@ -126,6 +136,10 @@ class ShellSandbox(ABC):
             timed_out=timed_out,
             seconds=seconds,
         )
+
+    def _meanwhile(self) -> AbstractAsyncContextManager[None]:
+        """What a host does while a command runs; it begins without a wait."""
+        return nullcontext()
 
     async def write(self, path: str, data: bytes) -> None:
         await self.write_many({path: data})
@@ -199,9 +213,20 @@ class ShellSandbox(ABC):
 
     async def _ready(self) -> Channel:
         """The open channel; a fresh one where there is none, where a call was cancelled, or the shell has ended."""
+        silent = await self._settle()
         if self._channel is None or self._channel.broken or self._channel.ended():
-            await self._reopen(silent=False)
+            await self._reopen(silent=silent)
         return self._channel
+
+    async def _settle(self) -> bool:
+        """Wait until the last command has ended in every respect; whether the shell didn't say so in time."""
+        if self._channel is None or self._channel.broken or self._channel.settled:
+            return False
+        try:
+            await self._channel.settle(GRACE_S, WAKE_LINE)
+        except ChannelLost as lost:
+            return lost.silent
+        return False
 
     async def _reopen(self, *, silent: bool) -> bool:
         """The ladder of the module's docstring; whether the last shell was lost for reasons outside the sandbox.
@@ -248,7 +273,12 @@ class ShellSandbox(ABC):
         if reply.status != 0:
             channel.close()
             raise blame(f"the sandbox of {self.episode} needs timeout, base64, tar and a directory {self._work}")
+        channel.kind = reply.output.decode()
+        await self._opened(stream)
         return channel
+
+    async def _opened(self, stream: Stream) -> None:  # noqa: B027
+        """What a host does with a new shell that works."""
 
     async def release(self) -> None:
         self._hang_up()

@@ -1,4 +1,4 @@
-"""The socket of an exec, as a `sandboxes.channel.Stream`."""
+"""The socket of an exec, as a `sandboxes.channel.Stream`, with a shortcut where there is one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
+
+from sandboxes.shortcut import Shortcut
 
 RECV_BYTES = 1 << 16
 _HEADER = 8  # lane, three zero bytes, big-endian uint32 size
@@ -44,6 +46,12 @@ class AttachedStream:
         self._demux = Demux()
         self._frames: list[tuple[int, bytes]] = []
         self._waiting = False
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLRDHUP)
+        self.shortcut: Shortcut | None = None
+
+    def put(self, data: bytes) -> bool:
+        return self.shortcut is not None and self.shortcut.put(data)
 
     async def send(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -70,6 +78,17 @@ class AttachedStream:
             self._frames = self._demux.feed(data)[::-1]
         return self._frames.pop()
 
+    def waiting(self) -> tuple[int, bytes] | None:
+        while not self._frames:
+            try:
+                data = self._sock.recv(RECV_BYTES)
+            except OSError:  # nothing is there, or never will be: `recv` tells
+                return None
+            if not data:
+                return None
+            self._frames = self._demux.feed(data)[::-1]
+        return self._frames.pop()
+
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
         await self._wait(loop.add_reader, loop.remove_reader)
@@ -80,24 +99,30 @@ class AttachedStream:
 
     async def _wait(self, add: Callable[..., None], remove: Callable[[socket.socket], bool]) -> None:
         """asyncio's own `sock_recv` and `sock_sendall` take no TLS socket."""
-        ready = asyncio.Event()
-        add(self._sock, ready.set)
+        ready = asyncio.get_running_loop().create_future()
+        add(self._sock, _wake, ready)
         self._waiting = True
         try:
-            await ready.wait()
+            await ready
         finally:
             self._waiting = False
             remove(self._sock)
 
     def ended(self) -> bool:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
     def close(self) -> None:
         """Close now; or end the stream for the task that waits on it, which must not be left on a closed socket."""
+        if self.shortcut is not None:
+            self.shortcut.close()
+            self.shortcut = None
         if self._waiting:
             self._sock.shutdown(socket.SHUT_RDWR)
             return
         self._owner.close()
         self._sock.close()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,8 +1,7 @@
-"""The shell text that a sandbox's two shells run: see sandboxes.shell for what calls it, and for a picture.
+"""The shell text of a supervisor: see sandboxes.shell for what calls it, and for a picture.
 
-The executor runs the commands: bash where there is one, each command in a fork of it that has a process group of its
-own (`set -m`); in an image without bash, each in a new `sh`, by `setsid`. The supervisor is started by the executor as
-`sh -s SUPERVISOR_MARK`, which shows in its command line: so the next one finds it, whoever opened it, and ends it.
+It is started by the executor as `sh -s MARK`, which shows in its command line: so the next one finds it, whoever opened
+it, and ends it.
 
 POSIX's corners: dash takes `kill -s KILL -- -N` and `kill -0 -N` but not `kill -KILL -- -N`; and `true > file` is not
 `: > file`, since a POSIX shell exits where the redirection of a special built-in fails.
@@ -17,8 +16,9 @@ from typing import NamedTuple
 NOT_A_FILE = 66  # EX_NOINPUT, what klong_read answers
 WAS_KILLED = 1  # what klong_take answers: see there
 KILL_LINE = b"klong_kill\n"
+WAKE_LINE = b"klong_wake\n"
 
-# klong_open: is all there that a supervisor needs?
+# klong_open: is all there that a supervisor needs? And which kind of shell is the executor?
 # klong_exec: hand a command over to the executor, which reports its end. Meanwhile the supervisor takes klong_kill.
 # klong_kill: a command whose time is up goes with all that it began: its group, and by klong_end_strays what left the
 #   group. Those are the orphans that are no older than the command, then the orphans that these leave, and so on. What
@@ -31,7 +31,7 @@ KILL_LINE = b"klong_kill\n"
 #   executor is spared: the supervisor's parent, or in a shell that knows no lastpipe its sibling.
 # klong_take: from here on this is the sandbox's only supervisor. Ends the others with their executors, then the command
 #   that one of them left running: in this order, since a command that starts meanwhile first writes its group to
-#   klong_running and then looks whether its executor lives (see CHILD). Whichever way round, it is killed or never
+#   klong_running and then looks whether its executor lives (executor.CHILD). Whichever way round, it is killed or never
 #   begins. Answers WAS_KILLED if that command's executor is gone: one whose connection is lost lives on to the end of
 #   its command, and then notes that, so only a signal from inside the sandbox leaves it like this.
 SUPERVISOR = r"""
@@ -39,7 +39,9 @@ exec 3>&2 4>&1 1>/dev/null 2>/dev/null
 klong_end() { printf '\036%s %s\036' "$1" "$2" >&3; }
 klong_open() {
   command -v timeout && command -v base64 && command -v tar && cd "$klong_work"
-  klong_end "$1" $?
+  klong_status=$?
+  printf %s "$klong_kind" >&3
+  klong_end "$1" $klong_status
 }
 klong_alive() { klong_line=; read -r klong_line < "/proc/$1/cmdline"; [ "$klong_line" = "$klong_name" ]; }
 klong_wait() {  # klong_wait TEST ARG: until it fails, 0.5 s at most
@@ -87,8 +89,8 @@ klong_kill_all() {  # but this shell, its executor and other users' processes; f
   for klong_proc in /proc/[0-9]*; do
     klong_stat "$klong_proc"
     klong_pid=${klong_proc#/proc/}
-    if [ "$klong_pid" != $$ ] && [ "$klong_pid" != $PPID ] && [ "$klong_parent" != $PPID ] && [ -O "$klong_proc" ] &&
-      [ "$klong_state_of" != Z ]; then
+    if [ "$klong_pid" != $$ ] && [ "$klong_pid" != $PPID ] && [ -O "$klong_proc" ] && [ "$klong_state_of" != Z ] &&
+      { [ "$klong_kind" = bash ] || [ "$klong_parent" != $PPID ]; }; then
       kill -s KILL "$klong_pid"
       klong_found=0
     fi
@@ -105,10 +107,21 @@ klong_halt() {
   rm -rf "$klong_state" "$klong_state".* "$klong_running" "$klong_running".*
   klong_end "$1" $?
 }
-klong_forget() { rm -rf "$klong_state" "$klong_state".*; klong_end "$1" $?; }
-klong_note() {  # of the command that runs: klong_job, its group; klong_up, when it began; klong_executor, its shell
-  klong_job= klong_up= klong_executor=
-  if [ -f "$klong_running" ]; then read -r klong_job klong_up klong_executor < "$klong_running"; fi
+klong_forget() {  # and end the shell that stands by in it (executor.BASH); the executor forks the next
+  rm -rf "$klong_state" "$klong_state".*
+  klong_status=$?
+  for klong_proc in /proc/[0-9]*; do
+    klong_stat "$klong_proc"
+    klong_pid=${klong_proc#/proc/}
+    if [ "$klong_kind" = bash ] && [ "$klong_parent" = $PPID ] && [ "$klong_pid" != $$ ]; then
+      kill -s KILL "$klong_pid"
+    fi
+  done
+  klong_end "$1" $klong_status
+}
+klong_note() {  # of the command that runs: klong_job, its group; klong_up, when it began; its executor; its timeout
+  klong_job= klong_up= klong_executor= klong_timeout=0
+  if [ -f "$klong_running" ]; then read -r klong_job klong_up klong_executor klong_timeout < "$klong_running"; fi
   [ "$klong_job" ]
 }
 klong_kill() {
@@ -118,8 +131,9 @@ klong_kill() {
     # In hundredths of a second, as /proc/PID/stat has it.
     klong_end_strays $((${klong_up%.*} * 100 + 1${klong_up#*.} - 100)) "$klong_job"
   fi
-  kill -s CONT $PPID  # the agent may have stopped it
+  klong_wake
 }
+klong_wake() { kill -s CONT $PPID; }  # the agent may have stopped it
 klong_lost() {
   klong_tries=0
   while klong_note && [ "$klong_executor" = $PPID ]; do
@@ -150,10 +164,7 @@ klong_take() {
   rm -rf "$klong_running"
   klong_end "$1" $klong_status
 }
-klong_exec() {
-  klong_timeout=$2
-  printf 'klong_command=%s\nklong_nonce=%s\n' "$3" "$1" >&4
-}
+klong_exec() { printf %s "$2" >&4; }
 klong_read() {
   klong_status=66
   if [ -f "$3" ]; then timeout -s KILL 60 head -c "$2" -- "$3" </dev/null >&3; klong_status=$?; fi
@@ -167,64 +178,9 @@ klong_unpack() {
   rm -f "$klong_upload"
   klong_end "$1" $klong_status
 }
-klong_timeout=0
 klong_name=sh-s$1
 trap klong_lost EXIT
 """
-
-# What the executor does. It keeps one CHILD ready, which takes the first line of the supervisor's klong_exec, the
-# command, from the pipe; the executor waits for its end, takes the other line, and reports. A child that was killed
-# before it got a command has left it in the pipe: the next is given it.
-# Both texts are one line, so that the line numbers in a shell's messages are the command's own. And they come through
-# the environment, so that `ps` shows neither, and `pkill -f server.py` doesn't find, and kill, the shell that runs it.
-# No command gets a descriptor of the channel; 255 is where bash keeps its own stdin meanwhile, for lastpipe.
-# A job that was stopped hasn't ended: `wait` knows that without job control alone. A killed process may be in the
-# middle of printing, so its group is waited for.
-EXECUTOR = (
-    "unset klong_bash klong_sh klong_shell; exec 3>&2 2>/dev/null 5<&0 </dev/null; "
-    "cd {work}; klong_executor=$$; klong_child={child}; "
-    "klong_nl=$(printf '\\nx'); klong_nl=${{klong_nl%x}}; klong_line=; "
-    "sh -s {mark} <&5 2>&3 3>&- 5<&- | {{ exec 3>&- 5<&-; while true; do "
-    "[ -f {running} ] || rm -rf {running}; {start}; klong_status=$?; IFS= read -r klong_line || exit; "
-    'case $klong_line in klong_command=*) continue; esac; eval "$klong_line"; klong_line=; klong_tries=0; '
-    'while [ $klong_status = 137 ] && [ "$klong_job" ] && [ $klong_tries -lt 50 ] && kill -0 "-$klong_job"; do '
-    "sleep 0.01; klong_tries=$((klong_tries + 1)); done; "
-    "[ -p {running} ] || true > {running}; "
-    "printf '\\036%s %s\\036' \"$klong_nonce\" $klong_status; done; }}"
-)
-_START_IN_BASH = (
-    'set -m; ( set +m; shopt -u lastpipe; exec 255<&-; eval "$klong_child" ) 2>&1 & '
-    "set +m; klong_job=$!; wait $klong_job"
-)
-_START_IN_SH = (
-    "( export klong_child klong_line klong_nl klong_executor; exec setsid sh -c 'eval \"$klong_child\"' sh 2>&1 )"
-)
-
-# What a command's shell runs first. The state is replaced by a rename: a full disk or a kill while saving keeps the
-# old. That takes a process and the disk, ten times the rest of a command; so bash first looks, in memory, whether there
-# is anything to save. umask and noclobber may be the command's.
-CHILD = (
-    '[ "$klong_line" ] || IFS= read -r klong_line || exit; exec </dev/null; eval "$klong_line"; klong_line=; '
-    "{{ read -r klong_up klong_rest < /proc/uptime; echo ${{BASHPID:-$$}} $klong_up $klong_executor > {running}; "
-    "read -r klong_line < /proc/$klong_executor/cmdline; }} 2>/dev/null; "
-    '[ "$klong_line" ] || exit; '
-    "unset klong_executor klong_job klong_line klong_nl klong_nonce klong_rest klong_status klong_tries klong_up; "
-    '[ -r {state} ] && . {state} 2>/dev/null; cd "$PWD" 2>/dev/null || cd {work}; '
-    "trap '{{ unset klong_child klong_command; export PWD; umask 077; "
-    "{unchanged} || {{ export -p >| {state}.new && mv -f {state}.new {state}; }}; }} 2>/dev/null' EXIT; "
-    "eval 'unset klong_child klong_command;' \"$klong_command\""
-)
-_UNCHANGED_IN_BASH = (
-    "{{ export -p >| {running}.state && mapfile klong_new < {running}.state && mapfile klong_old < {state} && "
-    '[ "${{klong_new[*]}}" = "${{klong_old[*]}}" ]; }}'
-)
-
-COMMAND = [
-    "sh",
-    "-c",
-    'klong_shell=$(command -v bash) && exec "$klong_shell" -c \'eval "$klong_bash"\' bash; '
-    "exec sh -c 'eval \"$klong_sh\"' sh",
-]
 
 
 class Paths(NamedTuple):
@@ -242,21 +198,6 @@ class Paths(NamedTuple):
         for path in self:
             if not re.fullmatch(r"[A-Za-z0-9_./%-]+", path):
                 raise ValueError(f"path {path!r} of a sandbox: use letters, digits and _ . / % - alone")
-
-
-def executor_environment(paths: Paths, mark: str) -> dict[str, str]:
-    """What COMMAND needs in its environment; `mark` shows in the command line of the supervisor."""
-    paths.check()
-    where = paths._asdict()
-
-    def executor(start: str, unchanged: str) -> str:
-        child = CHILD.format(**where, unchanged=unchanged.format(**where))
-        return EXECUTOR.format(**where, mark=shlex.quote(mark), start=start, child=shlex.quote(child))
-
-    return {
-        "klong_bash": "shopt -s lastpipe; " + executor(_START_IN_BASH, _UNCHANGED_IN_BASH),
-        "klong_sh": executor(_START_IN_SH, "false"),
-    }
 
 
 def supervisor_script(paths: Paths, *, alone: bool) -> str:

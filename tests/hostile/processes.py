@@ -1,5 +1,7 @@
 """Signals, and processes that are to go and don't, or are to stay and might go."""
 
+import select
+
 from tests.hostile.behaviour import WELL, Behaviour, Ends
 
 TIMEOUT, SHELL_LOST = (Ends.TIMEOUT,), (Ends.SHELL_LOST,)
@@ -12,17 +14,27 @@ def _left_over(name: str, command: str, marker: str, timeout_s: float = 0.7) -> 
     return Behaviour(name, command, TIMEOUT, timeout_s=timeout_s, then=COUNT.format(marker), then_shows=r"\A0\n\Z")
 
 
-# Reads the next call to the supervisor in its stead, and answers it with what no honest reply looks like.
-THIEF = r"""
+# A command too long to be put past the supervisor.
+BY_SUPERVISOR = f" # {'x' * select.PIPE_BUF}"
+WAITING = "$(pgrep -P $$ bash)"  # of a command's own shell and, after it, of the next one's
+
+
+def _thief(words: str, mark: str) -> str:
+    """Stops $1, reads the command that comes by the stdin of $2 in its stead, and answers it on the stdout of $3.
+
+    First with what no honest reply looks like, then with a `mark`. The nonce is in the command after these `words`.
+    """
+    return rf"""
 setsid perl -e '
   select undef, undef, undef, 0.5; kill STOP => $ARGV[0];
-  open my $in, q(<), qq(/proc/$ARGV[0]/fd/0) or die; open my $out, q(>), qq(/proc/$ARGV[1]/fd/1) or die;
-  sysread $in, my $call, 1 << 20; my ($nonce) = $call =~ /klong_exec (\w+)/;
+  open my $in, q(<), qq(/proc/$ARGV[1]/fd/0) or die; open my $out, q(>), qq(/proc/$ARGV[2]/fd/1) or die;
+  sysread $in, my $call, 1 << 20; my ($nonce) = $call =~ /{words}(\w+)/;
   syswrite $out, qq(\x1e$nonce abc\x1e\x1e$nonce \x1e\x1e$nonce ) . q(9) x 9999 . qq(\x1e);
   syswrite $out, qq(\x1e$nonce ) . q(x) x 99999;
   open my $note, q(>), q(/tmp/stolen); print $note qq(forged $nonce); close $note;
-  syswrite $out, qq(\x1e$nonce 3\x1e); kill CONT => $ARGV[0];
+  syswrite $out, qq(\x1e$nonce {mark}\x1e); kill CONT => $ARGV[0];
 ' """
+
 
 PROCESSES = (
     Behaviour("kill -9 -1", "kill -9 -1", SHELL_LOST),
@@ -44,9 +56,17 @@ PROCESSES = (
               TIMEOUT, timeout_s=1),
     Behaviour("the supervisor's input stolen",
               f"s={SUPERVISOR}; (sleep 0.2; kill -STOP $s; cat /proc/$s/fd/0 > /tmp/stolen) & echo begun",
-              shows="begun", idle_s=1, then=f"{WELL}; grep -o klong_exec /tmp/stolen", then_timeout_s=1, patience=2,
-              then_shows="text\nklong_exec"),
-    Behaviour("replies forged by a spy", f"{THIEF} {SUPERVISOR} $$ & sleep 0.2", exit_code=0, idle_s=1,
+              shows="begun", idle_s=1, then=f"{WELL}; grep -o klong_exec /tmp/stolen{BY_SUPERVISOR}",
+              then_timeout_s=1, patience=2, then_shows="text\nklong_exec"),
+    Behaviour("the executor's input stolen",
+              f"(sleep 0.2; kill -STOP {WAITING}; cat /proc/$$/fd/0 > /tmp/stolen) & echo begun",
+              shows="begun", idle_s=1, then=f"{WELL}; grep -o klong_more /tmp/stolen", then_timeout_s=1, patience=2,
+              then_shows="text\nklong_more"),
+    Behaviour("replies forged by a spy", f"{_thief('klong_exec ', '3')} {SUPERVISOR} {SUPERVISOR} $$ & sleep 0.2",
+              exit_code=0, idle_s=1, then=f"{WELL}; cat /tmp/stolen{BY_SUPERVISOR}", then_shows="text\nforged",
+              patience=2),
+    Behaviour("early replies forged by a spy",
+              f"(sleep 0.2; {_thief('klong_nonce=', '3r')} {WAITING} $$ $$) & echo begun", exit_code=0, idle_s=1.5,
               then=f"{WELL}; cat /tmp/stolen", then_shows="text\nforged", patience=2),
     Behaviour("every supervisor killed as it comes", "setsid sh -c 'while :; do pkill -9 -f klong-supervis[o]r; done' "
               "< /dev/null > /dev/null 2>&1 &", (Ends.EXIT, Ends.SHELL_LOST), patience=3),

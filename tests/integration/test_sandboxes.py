@@ -37,6 +37,27 @@ async def test_state_is_saved_by_a_command_that_exits(sandbox):
     assert (await run(sandbox, "pwd; echo $A")).output == "/\n1\n"
 
 
+async def test_any_variable_carries_over_from_command_to_command(sandbox):
+    """Also such as the shell itself heeds: those that split words, time out its reads, change its mode or language."""
+    odd = [
+        "IFS=0123456789",
+        "TMOUT=1",
+        "POSIXLY_CORRECT=1",
+        "LC_ALL=C",
+        "BASH_ENV=/nowhere",
+        "A='$(exit)`'\\\"",
+        "B=$'a\\nb'",
+    ]
+    await run(sandbox, "cd /tmp; export " + " ".join(odd))
+    seen = 'pwd; printf "%s|" "$IFS" "$TMOUT" "$POSIXLY_CORRECT" "$LC_ALL" "$BASH_ENV" "$A" "$B"'
+    await asyncio.sleep(1.1)
+    for _ in range(3):
+        assert (await run(sandbox, seen)).output == '/tmp\n0123456789|1|1|C|/nowhere|$(exit)`"|a\nb|'
+    await run(sandbox, "unset ${!L*} IFS TMOUT POSIXLY_CORRECT BASH_ENV A B; cd /")
+    for _ in range(2):
+        assert (await run(sandbox, "pwd; echo $A$B")).output == "/\n\n"
+
+
 @pytest.mark.parametrize(
     "command",
     [

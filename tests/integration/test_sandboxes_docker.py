@@ -15,9 +15,10 @@ from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.types import Limits
 from sandboxes import container, disk
 from sandboxes.base import Adopted, HostAway
+from sandboxes.container import Attached
 from sandboxes.docker import DockerSandboxes, preflight
-from sandboxes.stream import AttachedStream
-from sandboxes.supervisor import COMMAND
+from sandboxes.docker_sandbox import ShellStream
+from sandboxes.executor import COMMAND
 
 pytestmark = pytest.mark.integration
 
@@ -164,9 +165,9 @@ async def test_a_shell_that_an_earlier_owner_asked_for_before_and_got_after_the_
     made = client.api.exec_create(sandbox.name, COMMAND, stdin=True, user="agent", environment=shell.environment)
     adopted = await factory.adopt("e")
     running = asyncio.create_task(run(adopted, "sleep 1; echo done"))
-    late = client.api.exec_start(made["Id"], socket=True)
+    late = Attached(client.api.exec_start(made["Id"], socket=True), made["Id"], token="")
     with pytest.raises(Adopted, match="another owner"):
-        await sandbox._take(AttachedStream(late))
+        await sandbox._take(ShellStream(late))
     assert (await running).output == "done\n"
 
 

@@ -65,3 +65,13 @@ async def test_work_that_returns_ends_nothing():
 
     async with beside(short()):
         await asyncio.sleep(0.01)
+
+
+async def test_work_that_is_to_begin_later_begins_then_or_never():
+    ended: list[str] = []
+    async with beside(forever(ended), after_s=5):
+        await asyncio.sleep(0.01)
+    assert ended == []
+    with pytest.raises(ValueError, match="broken"):
+        async with asyncio.timeout(5), beside(failing(), after_s=0.01):
+            await asyncio.sleep(5)

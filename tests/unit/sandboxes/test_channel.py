@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxes import channel
-from sandboxes.channel import DATA, TERMINAL, Capture, Channel, ChannelLost, ReplyReader
+from sandboxes.channel import DATA, TERMINAL, Channel, ChannelLost
+from sandboxes.framing import BACKLOG_BYTES, Backlog, Capture, ReplyReader
 from sandboxes.stream import AttachedStream, Demux
 
 NONCE = "0123456789abcdef"
@@ -27,7 +28,8 @@ def test_reply_is_found_whatever_the_chunks(output, status, rest, cuts):
     chunks = chunked(output + b"\x1e%s %d\x1e" % (NONCE.encode(), status), cuts)
     chunks[-1] += rest
     for chunk in chunks:
-        statuses.append(reader.feed(chunk))
+        mark = reader.feed(chunk)
+        statuses.append(mark and mark.status)
     assert statuses == [None] * (len(chunks) - 1) + [status]
     assert reader.output() == (output, False)
     assert reader.rest == rest
@@ -38,7 +40,7 @@ def test_marks_of_other_calls_are_output():
     other = b"\x1efedcba9876543210 0\x1e"
     assert reader.feed(other) is None
     assert reader.feed(b"\x1e" + NONCE.encode()) is None
-    assert reader.feed(b" 7\x1e") == 7
+    assert reader.feed(b" 7\x1e").status == 7
     assert reader.output() == (other, False)
 
 
@@ -48,7 +50,7 @@ def test_a_mark_that_only_a_spy_could_begin_is_output_unless_it_is_whole(forged)
     opening = b"\x1e" + NONCE.encode() + b" "
     assert reader.feed(opening + forged) is None
     assert len(reader._pending) < 32  # whatever follows the opening isn't kept but for the capture
-    assert reader.feed(opening + b"7\x1e") == 7
+    assert reader.feed(opening + b"7\x1e").status == 7
     assert reader.output() == (opening + forged, False)
 
 
@@ -184,3 +186,96 @@ async def test_a_call_is_asked_to_end_in_the_middle_of_a_flood():
     nonce = re.search(rb"\b[0-9a-f]{16}\b", sent)[0]
     await loop.sock_sendall(peer._theirs, frame(TERMINAL, b"\x1e%s 0\x1e" % nonce))
     assert (await call).status == 0
+
+
+@given(
+    before=st.binary(max_size=100),
+    between=st.binary(max_size=100),
+    after=st.binary(max_size=100),
+    cuts=st.lists(st.integers(0, 999)),
+)
+def test_a_call_that_reported_early_is_settled_by_its_other_mark(before, between, after, cuts):
+    backlog = Backlog()
+    backlog.begin(before, NONCE)
+    assert not backlog.settled
+    for chunk in chunked(between + b"\x1e%s 7\x1e" % NONCE.encode(), cuts):
+        assert not backlog.settled
+        backlog.add(chunk)
+    backlog.add(after)
+    assert backlog.settled
+    assert backlog.take() == before + between + after
+    assert backlog.take() == b""
+
+
+def test_a_flood_between_two_commands_hides_no_mark():
+    backlog = Backlog()
+    backlog.begin(b"", NONCE)
+    backlog.add(b"y" * (3 * BACKLOG_BYTES))
+    backlog.add(b"\x1e%s 0\x1e" % NONCE.encode())
+    assert backlog.settled
+    assert len(backlog.take()) <= BACKLOG_BYTES
+
+
+async def early(peer: Peer) -> None:
+    """A command that reported early, and printed after that."""
+    reply, _ = await asyncio.gather(
+        peer.channel.call("run", deadline_s=5, lane=TERMINAL, nonce=NONCE),
+        peer.answer((TERMINAL, b"mine\x1e@ 3r\x1ebehind ")),
+    )
+    assert (reply.status, reply.output) == (3, b"mine")
+
+
+async def test_a_call_that_reported_early_is_waited_for_before_the_next():
+    peer = Peer()
+    await early(peer)
+    assert not peer.channel.settled
+    settling = asyncio.create_task(peer.channel.settle(5, b"wake\n"))
+    await asyncio.sleep(0.05)
+    assert not settling.done()
+    await asyncio.get_running_loop().sock_sendall(peer._theirs, frame(TERMINAL, b"\x1e%s 3\x1e" % NONCE.encode()))
+    await settling
+    assert peer.channel.settled
+    ran, _ = await asyncio.gather(
+        peer.channel.call("run", deadline_s=5, lane=TERMINAL), peer.answer((TERMINAL, b"mine\x1e@ 0\x1e"))
+    )
+    assert ran.output == b"behind mine"
+
+
+async def test_a_call_that_has_ended_meanwhile_is_not_waited_for():
+    peer = Peer()
+    await early(peer)
+    await asyncio.get_running_loop().sock_sendall(peer._theirs, frame(TERMINAL, b"\x1e%s 3\x1e" % NONCE.encode()))
+    async with asyncio.timeout(2):
+        while not peer.channel.settled:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_shell_that_is_lost_after_an_early_report_is_told_to_who_waits_for_its_end(monkeypatch, silent):
+    monkeypatch.setattr(channel, "AGAIN_S", 0.05)
+    peer = Peer()
+    await early(peer)
+    if not silent:
+        peer.hang_up()
+    with pytest.raises(ChannelLost) as lost:
+        await peer.channel.settle(0.2, b"wake\n")
+    assert lost.value.silent == silent
+    assert peer.channel.broken
+    if silent:
+        assert b"wake\nwake\n" in await asyncio.get_running_loop().sock_recv(peer._theirs, 100)
+
+
+async def test_nothing_is_put_past_a_line_that_ends_a_command_early():
+    class Open:
+        put = close = staticmethod(lambda *data: True)
+
+    peer = Peer()
+    peer.channel._stream.shortcut = Open()
+    assert peer.channel.put(b"command")
+    call = asyncio.create_task(peer.channel.call("run", deadline_s=5, lane=TERMINAL, end_after_s=0.05, end=b"stop\n"))
+    await asyncio.sleep(0.1)
+    await peer.answer((TERMINAL, b"\x1e@ 137\x1e"))
+    await call
+    assert not peer.channel.put(b"command")
+    await asyncio.gather(peer.channel.call("read", deadline_s=5, lane=DATA), peer.answer((DATA, b"\x1e@ 0\x1e")))
+    assert peer.channel.put(b"command")
