@@ -29,12 +29,14 @@ class Stream(Protocol):
 
     def put(self, data: bytes) -> bool:
         """Write `data` to where the shell would hand it on, if that is in reach; OSError when nobody reads there."""
+        return False
 
     async def recv(self) -> tuple[int, bytes] | None:
         """The next bytes and their lane; None when the shell is gone."""
 
     def waiting(self) -> tuple[int, bytes] | None:
         """As `recv`, if it need not wait; None if it might, or when the shell is gone."""
+        return None
 
     def ended(self) -> bool:
         """Whether the shell is known to be gone, without waiting; what it still sent may be unread."""

@@ -27,6 +27,7 @@ from klong_rl.failures import TaskFailure
 from klong_rl.types import Limits
 from sandboxes.executor import COMMAND
 from sandboxes.session import Session
+from sandboxes.stream import Attached
 
 RUN_LABEL, EPISODE_LABEL, EPOCH_LABEL = "klong.run", "klong.episode", "klong.epoch"
 JOINED = "container:"  # a network mode: the network namespace of another container, named by its id
@@ -151,14 +152,6 @@ class Shell(NamedTuple):
     environment: dict[str, str]  # beside the image's
 
 
-class Attached(NamedTuple):
-    """A shell that entered: the SDK's socket, the exec's id, and the `klong_token` in the shell's environment."""
-
-    socket: Any
-    exec: str
-    token: str
-
-
 def create(api: docker.APIClient, name: str, config: dict[str, Any], shell: Shell) -> tuple[str, Attached]:
     """Create and start a container; its id and a shell in it. Nothing is left where that fails.
 
@@ -187,8 +180,8 @@ def create(api: docker.APIClient, name: str, config: dict[str, Any], shell: Shel
 def open_shell(api: docker.APIClient, name: str, shell: Shell) -> Attached:
     """A new shell. May be repeated: a shell whose socket is lost reads the end of its input and ends."""
     token = secrets.token_hex(8)
-    environment = {**shell.environment, "klong_token": token}
-    made = api.exec_create(name, COMMAND, stdin=True, user=shell.user, environment=environment)
+    variables = {**shell.environment, "klong_token": token}
+    made = api.exec_create(name, COMMAND, stdin=True, user=shell.user, environment=variables)
     return Attached(api.exec_start(made["Id"], socket=True), made["Id"], token)
 
 

@@ -23,7 +23,7 @@ from sandboxes.executor import executor_environment
 from sandboxes.session import Session
 from sandboxes.shell import ShellSandbox
 from sandboxes.shortcut import Shortcut
-from sandboxes.stream import AttachedStream
+from sandboxes.stream import Attached, AttachedStream
 from sandboxes.supervisor import Paths
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Place(NamedTuple):
 class ShellStream(AttachedStream):
     """The stream of a shell, and what finds the shortcut to it."""
 
-    def __init__(self, shell: container.Attached) -> None:
+    def __init__(self, shell: Attached) -> None:
         super().__init__(shell.socket)
         self.shell = shell
 
@@ -75,7 +75,7 @@ class DockerSandbox(ShellSandbox):
         self._disk = self._watch_disk()
         self.name = name
 
-    async def open(self, shell: container.Attached) -> None:
+    async def open(self, shell: Attached) -> None:
         """Take the first shell of a container that was just made."""
         self._channel = await self._open(ShellStream(shell), blame=TaskFailure)
 
@@ -135,7 +135,7 @@ class DockerSandbox(ShellSandbox):
             found = await self._call("looking at a shell of", lambda api: api.exec_inspect(shell.exec), RESTART_S)
             stream.shortcut = Shortcut.find(found["Pid"], shell.token)
 
-    def _restart_both(self, api: docker.APIClient) -> tuple[container.Attached, bool]:
+    def _restart_both(self, api: docker.APIClient) -> tuple[Attached, bool]:
         if self._proxy:
             start_proxy(api, self._proxy)
         return container.restart(api, self.name, self._place.shell)

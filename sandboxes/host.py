@@ -155,7 +155,7 @@ class DockerHost:
         self.opened.add(sandbox)
         return sandbox
 
-    def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, container.Attached, str, Session]:
+    def _create(self, api: docker.APIClient, kind: Kind, name: str) -> tuple[str, Any, str, Session]:
         """The id, a shell, the id of the proxy, and as whom it runs. May be repeated, as its parts."""
         egress, network = self._place.egress, kind.limits.network
         place = self._place._replace(session=find_session(api, kind.image, kind.limits))

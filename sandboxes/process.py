@@ -28,7 +28,7 @@ from weakref import WeakSet
 from klong_rl.errors import UserError
 from klong_rl.types import Limits
 from sandboxes.base import Adopted, InfrastructureFailure, TaskFailure
-from sandboxes.channel import DATA, TERMINAL
+from sandboxes.channel import DATA, TERMINAL, Stream
 from sandboxes.executor import COMMAND, executor_environment
 from sandboxes.shell import ShellSandbox, census
 from sandboxes.supervisor import Paths
@@ -251,7 +251,7 @@ def _environ(pid: int) -> list[bytes]:
         return []
 
 
-class PipeStream:
+class PipeStream(Stream):
     """A child shell's pipes as a `sandboxes.channel.Stream`: stdout is the terminal, stderr the data lane."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -278,9 +278,6 @@ class PipeStream:
         self._process.stdin.write(data)
         await self._process.stdin.drain()
 
-    def put(self, data: bytes) -> bool:
-        return False
-
     async def recv(self) -> tuple[int, bytes] | None:
         await asyncio.wait(self._next.values(), return_when=asyncio.FIRST_COMPLETED)
         for lane, pending in self._next.items():
@@ -292,9 +289,6 @@ class PipeStream:
                 self._next[lane] = asyncio.ensure_future(reader.read(RECV_BYTES))
                 return lane, data
         raise AssertionError("asyncio.wait returned with nothing done")
-
-    def waiting(self) -> tuple[int, bytes] | None:
-        return None
 
     def ended(self) -> bool:
         return self._process.returncode is not None

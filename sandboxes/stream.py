@@ -7,12 +7,20 @@ import select
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandboxes.shortcut import Shortcut
 
 RECV_BYTES = 1 << 16
 _HEADER = 8  # lane, three zero bytes, big-endian uint32 size
+
+
+class Attached(NamedTuple):
+    """A shell that entered a container by exec."""
+
+    socket: Any  # the SDK's
+    exec: str  # its id
+    token: str  # what klong_token is in its environment
 
 
 class Demux:

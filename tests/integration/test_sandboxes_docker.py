@@ -15,10 +15,10 @@ from klong_rl.failures import AgentFailure, InfrastructureFailure, TaskFailure
 from klong_rl.types import Limits
 from sandboxes import container, disk
 from sandboxes.base import Adopted, HostAway
-from sandboxes.container import Attached
 from sandboxes.docker import DockerSandboxes, preflight
 from sandboxes.docker_sandbox import ShellStream
 from sandboxes.executor import COMMAND
+from sandboxes.stream import Attached
 
 pytestmark = pytest.mark.integration
 
