@@ -82,6 +82,8 @@ def advantage_rule(learner: LearnerConfig) -> Rule:
             f"learner.advantage={name} can't be imported ({error}); use one of {sorted(RULES)} or "
             "'package.module.function'"
         ) from error
+    if rule in RULES.values():
+        return rule
     rule = partial(_checked, rule, name)
     for group in _samples():
         rule(group)

@@ -37,7 +37,7 @@ class Scene:
         self.log, self._events = Log(), list(events)
         config = RunConfig(curriculum=CurriculumConfig(stages=STAGES))
         self.lives = LearnerLives(
-            config, tmp_path, self.checkpoints, None, None, None, None, self.log, None, self._new_learner
+            config, tmp_path, self.checkpoints, None, None, None, None, self.log, None, None, self._new_learner
         )
 
     def save(self, **state) -> None:
