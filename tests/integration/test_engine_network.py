@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from actors.engine import Engine, EngineBroken
 from klong_rl.config import EngineConfig
 from learners.link import LinkedWeights
-from tests.integration.test_engine import DIFFERENT, EXACT, LONG, Policy, build, context
+from tests.engine_policy import DIFFERENT, EXACT, LONG, Policy, build, context
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 

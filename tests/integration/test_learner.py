@@ -23,10 +23,11 @@ from klong_rl.config import LearnerConfig
 from klong_rl.errors import LearnerFailure, UserError
 from klong_rl.learner_config import LayoutConfig, OptimizerConfig
 from klong_rl.models import nano
-from klong_rl.types import EpisodeSpec, Outcome, Task, Verdict, Window
+from klong_rl.types import EpisodeSpec, Outcome, Task, Verdict
 from learners.group import LearnerGroup
 from learners.job import LearnerJob
 from learners.publish import WeightFolder
+from tests.learner_ranks import made_windows
 
 pytestmark = pytest.mark.integration
 
@@ -73,29 +74,8 @@ def group(cluster, folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def windows():
-    """Nine windows (so that the ranks' shares differ) of 20 to 90 tokens, sampled by versions 0 and 1."""
-    rng = np.random.default_rng(0)
-    made = []
-    for i in range(9):
-        length = int(rng.integers(20, 90))
-        targets_T = (rng.random(length) < 0.5).astype(np.uint8)
-        targets_T[0] = 0
-        old = int(targets_T.sum()) // 3
-        made.append(
-            Window(
-                id=f"w{i}",
-                episode="e",
-                group="g",
-                stage=1,
-                # Not 0, nano's padding: transformers keeps its embedding from learning, and nothing samples it.
-                tokens_T=rng.integers(1, 512, length, dtype=np.int32),
-                targets_T=targets_T,
-                logprobs_T=(rng.normal(-6.2, 0.2, length) * targets_T).astype(np.float32),
-                versions=((0, old), (1, int(targets_T.sum()) - old)),
-                advantage=float(rng.normal()),
-            )
-        )
-    return made
+    """Nine, so that the ranks' shares differ."""
+    return made_windows(9)
 
 
 def refs(windows):
