@@ -22,7 +22,7 @@ recipe: setup  ## papers to tasks to trajectories to SFT to RL, two small papers
 test: setup  ## the default tests, on real Redis, Docker, vLLM, Ray and Megatron-core; ARGS go to pytest
 	@$(PYTEST) $(ARGS)
 
-test-slow: setup image-net agents  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
+test-slow: setup image-net agents swebench  ## the tests that take minutes: kills, hostile behaviours, several hosts, soak
 	@.ci/system.sh docker-registry chromium
 	@$(PYTEST) -m slow $(ARGS)
 

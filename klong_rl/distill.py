@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from klong_rl.distillation.selection import Candidate, best, row
 from klong_rl.distillation.teacher import teacher_of
 from klong_rl.errors import UserError
 from klong_rl.failures import EpisodeFailure, InfrastructureFailure, TaskFailure
-from klong_rl.interrupt import EXIT_CODES, Interrupts
+from klong_rl.interrupt import run_stoppable
 from klong_rl.judging.store import Store, write_whole
 from klong_rl.launch import run_id
 from klong_rl.monitor.batch_progress import BatchProgress, spent
@@ -44,12 +43,9 @@ def main(overrides: list[str]) -> int:
     config = load_distill_config(overrides)
     out = Path(config.out).resolve()
     preflight.check_writable(out)
-    with preflight.locked(out):
+    with preflight.locked(out, another="out="):
         services.quiet_libraries()
-        try:
-            return asyncio.run(Distillation(config, out).run())
-        except KeyboardInterrupt:
-            return EXIT_CODES[signal.SIGINT]
+        return run_stoppable(Distillation(config, out).run, f"stopped; the same command on {out} goes on")
 
 
 def load_distill_config(overrides: Sequence[str]) -> DistillConfig:
@@ -85,20 +81,12 @@ class Distillation:
 
     async def run(self) -> int:
         tasks = training_tasks(instantiate(self.config.tasks), self.config.difficulty, self.config.count)
-        interrupts = Interrupts()
-        interrupts.arm()
-        try:
-            async with AsyncExitStack() as stack:
-                progress = stack.enter_context(BatchProgress("attempts", len(tasks) * self.config.samples))
-                teaching = self._teaching(stack)
-                attempts = await self._attempts(stack, teaching)
-                specs = [self._spec(task, sample) for sample in range(self.config.samples) for task in tasks]
-                return await self._batch(attempts, teaching, specs, progress)
-        except asyncio.CancelledError:
-            if not interrupts.came:
-                raise
-            print(f"stopped; the same command on {self.out} goes on", flush=True)
-            return EXIT_CODES[interrupts.came[0]]
+        async with AsyncExitStack() as stack:
+            progress = stack.enter_context(BatchProgress("attempts", len(tasks) * self.config.samples))
+            teaching = self._teaching(stack)
+            attempts = await self._attempts(stack, teaching)
+            specs = [self._spec(task, sample) for sample in range(self.config.samples) for task in tasks]
+            return await self._batch(attempts, teaching, specs, progress)
 
     async def _batch(
         self, attempts: Attempts, teaching: Teaching, specs: list[EpisodeSpec], progress: BatchProgress

@@ -11,7 +11,6 @@ import asyncio
 import fnmatch
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -34,7 +33,7 @@ from klong_rl.evaluation.results import Episode, ended, lines, unscored
 from klong_rl.evaluation.show import PAGE, RESULTS, Results, check_lines, table, without_score, write
 from klong_rl.evaluation.suites import Entry, Suite
 from klong_rl.failures import EpisodeFailure, InfrastructureFailure, TaskFailure
-from klong_rl.interrupt import EXIT_CODES, Interrupts
+from klong_rl.interrupt import run_stoppable
 from klong_rl.judging.store import Store, write_whole
 from klong_rl.launch import run_id
 from klong_rl.monitor.batch_progress import BatchProgress, spent
@@ -49,18 +48,18 @@ def main(overrides: list[str]) -> int:
     config = load_evaluate_config(overrides)
     out = Path(config.out).resolve()
     preflight.check_writable(out)
-    with preflight.locked(out):
+    with preflight.locked(out, another="out="):
         services.quiet_libraries()
         suite, family = instantiate(config.suite), instantiate(config.tasks)
         entries = chosen(suite.entries(family), config.only)
         if config.check:
             return tell_check(out, entries, suite.refused(family))
-        preflight.check_same_configuration(out, asdict(config), MATTERS)
+        if config.policy.path:  # the newest checkpoint of a run, from here on: no evaluation is of two
+            config.policy.path = str(model_folder(Path(config.policy.path)))
+        preflight.check_same_configuration(out, asdict(config), MATTERS, another="out=")
         preflight.save_configuration(out, asdict(config))
-        try:
-            return asyncio.run(Evaluation(config, out, suite, entries, suite.refused(family)).run())
-        except KeyboardInterrupt:
-            return EXIT_CODES[signal.SIGINT]
+        evaluation = Evaluation(config, out, suite, entries, suite.refused(family))
+        return run_stoppable(evaluation.run, f"stopped; the same command on {out} goes on")
 
 
 def load_evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
@@ -122,22 +121,14 @@ class Evaluation:
     async def run(self) -> int:
         if not self._entries:
             raise UserError(f"the suite {self._suite.name} has no task that can be used; check=true says why")
-        interrupts = Interrupts()
-        interrupts.arm()
-        try:
-            async with AsyncExitStack() as stack:
-                total = len(self._entries) * self.config.repeats
-                progress = stack.enter_context(BatchProgress("episodes", total))
-                policy = await self._policy(stack)
-                self._policy_name = policy.name
-                attempts = await self._attempts(stack, policy)
-                await self._batch(attempts, progress)
-                return await self._finish(progress)
-        except asyncio.CancelledError:
-            if not interrupts.came:
-                raise
-            print(f"stopped; the same command on {self.out} goes on", flush=True)
-            return EXIT_CODES[interrupts.came[0]]
+        async with AsyncExitStack() as stack:
+            total = len(self._entries) * self.config.repeats
+            progress = stack.enter_context(BatchProgress("episodes", total))
+            policy = await self._policy(stack)
+            self._policy_name = policy.name
+            attempts = await self._attempts(stack, policy)
+            await self._batch(attempts, progress)
+            return await self._finish(progress)
 
     async def _batch(self, attempts: Attempts, progress: BatchProgress) -> None:
         room = asyncio.Semaphore(self.config.at_once)
@@ -212,7 +203,7 @@ class Evaluation:
             return Teaching(teacher, config.agent, config.policy.endpoint.reply_tokens, self._cut())
         from actors.evaluated import CheckpointPolicy
 
-        folder = model_folder(Path(config.policy.path).resolve())
+        folder = Path(config.policy.path).resolve()
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": str(config.engine.kv_cache_gib), "VLLM_LOGGING_LEVEL": "ERROR"}
         name = str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
         policy = await CheckpointPolicy.start(name, folder, config.agent, config.window, config.engine, config.seed)
@@ -223,7 +214,7 @@ class Evaluation:
         limit = self.config.agent.observation_tokens
         if not self.config.policy.path:
             return by_characters(limit)
-        chat = ChatFormat(model_folder(Path(self.config.policy.path)))
+        chat = ChatFormat(Path(self.config.policy.path))
         return lambda text: chat.cut(text, limit)
 
     async def _attempts(self, stack: AsyncExitStack, policy: Policy) -> Attempts:

@@ -7,9 +7,7 @@ OUT is all that a later run needs: what is done is not done again, and no model 
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -24,7 +22,7 @@ from klong_rl import preflight, services
 from klong_rl.cli import compose_config, run_main
 from klong_rl.errors import UserError
 from klong_rl.failures import InfrastructureFailure, TaskFailure
-from klong_rl.interrupt import EXIT_CODES, Interrupts
+from klong_rl.interrupt import run_stoppable
 from klong_rl.judging.endpoint import Endpoint
 from klong_rl.judging.grader import Grader
 from klong_rl.judging.protocols import Usage
@@ -50,12 +48,9 @@ def main(overrides: list[str]) -> int:
     config = load_factory_config(overrides)
     out = Path(config.out).resolve()
     preflight.check_writable(out)
-    with preflight.locked(out):
+    with preflight.locked(out, another="out="):
         services.quiet_libraries()
-        try:
-            return asyncio.run(Factory(config, out).run())
-        except KeyboardInterrupt:
-            return EXIT_CODES[signal.SIGINT]
+        return run_stoppable(Factory(config, out).run, f"stopped; the same command on {out} goes on")
 
 
 def load_factory_config(overrides: Sequence[str]) -> FactoryConfig:
@@ -76,16 +71,8 @@ class Factory:
         self._decide()
         sources = collect(Path(self.config.papers))
         evaluation = await evaluation_papers(self.config)
-        interrupts = Interrupts()
-        interrupts.arm()
-        try:
-            async with AsyncExitStack() as stack:
-                return await self._batch(stack, sources, evaluation)
-        except asyncio.CancelledError:
-            if not interrupts.came:
-                raise
-            print(f"stopped; the same command on {self.out} goes on", flush=True)
-            return EXIT_CODES[interrupts.came[0]]
+        async with AsyncExitStack() as stack:
+            return await self._batch(stack, sources, evaluation)
 
     async def _batch(self, stack: AsyncExitStack, sources: list[Source | NoPaper], evaluation: list) -> int:
         names = identifiers(Path(self.config.papers))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as a shell gives them
 
@@ -32,3 +34,23 @@ class Interrupts:
         self.came.append(number)
         if len(self.came) == 1:
             self._task.cancel()
+
+
+def run_stoppable(work: Callable[[], Coroutine[Any, Any, int]], stopped: str) -> int:
+    """Run `work` and return its exit code; where a signal ends it, print `stopped` and return that signal's."""
+    try:
+        return asyncio.run(_until_told(work, stopped))
+    except KeyboardInterrupt:  # before the signals were taken
+        return EXIT_CODES[signal.SIGINT]
+
+
+async def _until_told(work: Callable[[], Coroutine[Any, Any, int]], stopped: str) -> int:
+    interrupts = Interrupts()
+    interrupts.arm()
+    try:
+        return await work()
+    except asyncio.CancelledError:
+        if not interrupts.came:
+            raise
+        print(stopped, flush=True)
+        return EXIT_CODES[interrupts.came[0]]

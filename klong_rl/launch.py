@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import json
 import signal
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -41,11 +40,11 @@ from klong_rl.fleet import Fleet
 from klong_rl.groups import to_windows
 from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.lives import LearnerLives
-from klong_rl.monitor.fleet_file import FleetFile
-from klong_rl.monitor.metrics import SUMMARY_FILE, write_pacing
+from klong_rl.monitor.metrics import SUMMARY_FILE
 from klong_rl.monitor.progress import FleetStatus, Progress
 from klong_rl.monitor.prometheus import endpoint
 from klong_rl.objectives import build_objective
+from klong_rl.pace import keep_pace
 from klong_rl.pacing import Pacing
 from klong_rl.recorded import RecordedFleet
 from klong_rl.results import RunLog, show_finished
@@ -127,17 +126,10 @@ class Launch:
 
     async def _train(self, stack: AsyncExitStack, state: RunState) -> None:
         from actors.settings import ActorSettings
-        from learners.job import LearnerJob
-        from learners.model import check as check_learner
 
         cold = ColdStart(self.config, self.family)
         base = cold.base()
-        preflight.check_model_folder(base)
-        preflight.check_prompts(self.config, self.family, ChatFormat(base))
-        check_learner(LearnerJob(str(base), self.config.learner))
-        gpus.check_tensor_parallel(self.config, json.loads((base / "config.json").read_text()))
-        if self.config.learner.device == "cuda" and not self.config.ray_address:
-            gpu_memory.check(self.config, base, gpu_memory.gpu_total())
+        self._check_model(base)
         preflight.save_configuration(self.run_dir, asdict(self.config))
         address, server = services.start_redis(stack, self.config.buffer, self.run_dir, self.run_id)
         await stack.enter_async_context(beside(services.keep_redis_alive(server, self.progress.warn)))
@@ -178,11 +170,24 @@ class Launch:
             if state.curriculum.finished:
                 log.begin(state)
             else:
+                pace = keep_pace(self.run_dir, fleet, buffer, log, pacing)
                 steering = controls.run(fleet, buffer, self.interrupts.stop)
-                async with beside(self._pace(fleet, buffer, log, pacing)), beside(steering):
+                async with beside(pace), beside(steering):
                     await lives.run(self.stage)
             await archiver.finish()
             log.finish(await buffer.counts())
+
+    def _check_model(self, base: Path) -> None:
+        """Whether this configuration can work with the base checkpoint, before anything starts. Raises UserError."""
+        from learners.job import LearnerJob
+        from learners.model import check as check_learner
+
+        preflight.check_model_folder(base)
+        preflight.check_prompts(self.config, self.family, ChatFormat(base))
+        check_learner(LearnerJob(str(base), self.config.learner))
+        gpus.check_tensor_parallel(self.config, json.loads((base / "config.json").read_text()))
+        if self.config.learner.device == "cuda" and not self.config.ray_address:
+            gpu_memory.check(self.config, base, gpu_memory.gpu_total())
 
     def _already_finished(self, state: RunState) -> int:
         self.progress.say(
@@ -289,19 +294,6 @@ class Launch:
 
         stack.push_async_callback(stop)
         return fleet
-
-    async def _pace(self, fleet: Fleet, buffer: Buffer, log: RunLog, pacing: Pacing) -> None:
-        """Keep the display moving, and the actors at the number of episodes that their engines bear."""
-        told = FleetFile(self.run_dir)
-        while True:
-            began = time.monotonic()
-            status, counts = await fleet.status(), await buffer.counts()
-            slots = pacing.slots.decide(status["engines"], counts.states.get("sealed", 0), began)
-            await fleet.allow(slots)
-            log.fleet(status, counts, pacing.metrics(), await buffer.memory())
-            told.write(status, slots, *log.at)
-            write_pacing(self.run_dir, pacing.metrics())
-            await asyncio.sleep(max(0.0, STATUS_EVERY_S - (time.monotonic() - began)))
 
 
 if __name__ == "__main__":

@@ -120,8 +120,13 @@ def check_prompts(config: RunConfig, family: TaskFamily, chat: ChatFormat) -> No
             )
 
 
-def check_same_configuration(run_dir: Path, config: Mapping[str, Any], keys: Sequence[str] = MATTERS) -> None:
-    """Refuse another configuration than the run directory was started with, by naming the first difference."""
+def check_same_configuration(
+    run_dir: Path, config: Mapping[str, Any], keys: Sequence[str] = MATTERS, another: str = "name="
+) -> None:
+    """Refuse another configuration than the run directory was started with, by naming the first difference.
+
+    `another`: what a user sets to have another directory.
+    """
     path = run_dir / CONFIG_FILE
     if not path.exists():
         return
@@ -131,7 +136,7 @@ def check_same_configuration(run_dir: Path, config: Mapping[str, Any], keys: Seq
         key, before, now = difference
         raise UserError(
             f"{run_dir} was started with {key}={before}, this launch has {key}={now}; set it back to resume that run, "
-            "or set name= to start another"
+            f"or set {another} to start another"
         )
 
 
@@ -166,8 +171,9 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory for this process; UserError names the process that holds it.
+def locked(run_dir: Path, another: str = "name=") -> Iterator[None]:
+    """Hold the run directory for this process; UserError names the process that holds it, and the setting by which to
+    have `another`.
 
     The lock is the kernel's: it ends with the process, however that ends. Programs started meanwhile don't inherit it.
     """
@@ -178,7 +184,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(
-                f"{run_dir} is in use by {holder}; wait for it or stop it, or set name= to start another run"
+                f"{run_dir} is in use by {holder}; wait for it or stop it, or set {another} to start another run"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

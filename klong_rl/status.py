@@ -31,8 +31,8 @@ from klong_rl.cli import run_main
 from klong_rl.errors import UserError
 from klong_rl.interrupt import EXIT_CODES, Interrupts
 from klong_rl.launch import run_id
+from klong_rl.monitor.fleet_file import read_fleet
 from klong_rl.monitor.look import Look, render
-from klong_rl.monitor.metrics import read_pacing
 from klong_rl.preflight import CONFIG_FILE
 
 REFRESH_S = 1.0
@@ -100,7 +100,7 @@ async def take_look(reader: Reader, run_dir: Path, source: str) -> Look:
         ready=await reader.refs(*await reader.ready_groups()),
         leases=leases,
         memory=await reader.memory(),
-        pacing=read_pacing(run_dir),
+        pacing=read_fleet(run_dir).get("pacing", {}),
     )
 
 

@@ -167,6 +167,10 @@ class Training:
                 | sampled_numbers(finished),
             )
         )
+        await self._end_step(step, number)
+
+    async def _end_step(self, step: int, number: int) -> None:
+        """Hear what the operator wants, and begin the checkpoint that is due."""
         self._controls.stands(number, step)
         if self._controls.leave == number:
             self.curriculum.ask("asked for by the operator")

@@ -256,10 +256,7 @@ class PipeStream(Stream):
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._next = {
-            lane: asyncio.ensure_future(reader.read(RECV_BYTES))
-            for lane, reader in ((TERMINAL, process.stdout), (DATA, process.stderr))
-        }
+        self._next = {lane: self._read(lane) for lane in (TERMINAL, DATA)}
 
     @classmethod
     async def start(cls, *, cwd: str, env: dict[str, str]) -> PipeStream:
@@ -280,15 +277,16 @@ class PipeStream(Stream):
 
     async def recv(self) -> tuple[int, bytes] | None:
         await asyncio.wait(self._next.values(), return_when=asyncio.FIRST_COMPLETED)
-        for lane, pending in self._next.items():
-            if pending.done():
-                data = b"" if pending.cancelled() else pending.result()
-                if not data:
-                    return None
-                reader = self._process.stdout if lane == TERMINAL else self._process.stderr
-                self._next[lane] = asyncio.ensure_future(reader.read(RECV_BYTES))
-                return lane, data
-        raise AssertionError("asyncio.wait returned with nothing done")
+        lane, pending = next((lane, pending) for lane, pending in self._next.items() if pending.done())
+        data = b"" if pending.cancelled() else pending.result()
+        if not data:
+            return None
+        self._next[lane] = self._read(lane)
+        return lane, data
+
+    def _read(self, lane: int) -> asyncio.Future[bytes]:
+        reader = self._process.stdout if lane == TERMINAL else self._process.stderr
+        return asyncio.ensure_future(reader.read(RECV_BYTES))
 
     def ended(self) -> bool:
         return self._process.returncode is not None

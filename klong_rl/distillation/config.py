@@ -50,14 +50,7 @@ def check(config: DistillConfig) -> None:
     teacher = config.teacher
     if not config.out:
         raise UserError("out= is missing: name a folder for the attempts and the trajectories")
-    if teacher.kind not in ("scripted", "endpoint"):
-        raise UserError(f"teacher.kind={teacher.kind} is unknown; use scripted or endpoint")
-    if teacher.kind == "endpoint" and not (teacher.endpoint.url and teacher.endpoint.model):
-        raise UserError(
-            "the teacher is an endpoint, and teacher.endpoint.url or teacher.endpoint.model is empty; set both, or use "
-            "teacher=scripted"
-        )
-    check_endpoint(teacher.endpoint, "teacher.endpoint")
+    check_teacher(teacher, "teacher", ("scripted", "endpoint"), instead="teacher=scripted")
     check_judge(config.judge, config.reward)
     check_sandbox(config.sandbox)
     check_rules(config.agent.rules)
@@ -68,6 +61,19 @@ def check(config: DistillConfig) -> None:
         ("max_turns", config.max_turns, 1),
         ("at_once", config.at_once, 1),
         ("agent.observation_tokens", config.agent.observation_tokens, 1),
-        ("teacher.asked_again", teacher.asked_again, 0),
     )
-    check_above_0(("timeout_s", config.timeout_s), ("teacher.wait_s", teacher.wait_s))
+    check_above_0(("timeout_s", config.timeout_s))
+
+
+def check_teacher(teacher: TeacherConfig, key: str, kinds: tuple[str, ...], instead: str) -> None:
+    """Of the settings under `key`. `instead`: what works without an endpoint."""
+    if teacher.kind not in kinds:
+        raise UserError(f"{key}.kind={teacher.kind} is unknown; use one of {', '.join(kinds)}")
+    if teacher.kind == "endpoint" and not (teacher.endpoint.url and teacher.endpoint.model):
+        raise UserError(
+            f"the {key} is an endpoint, and {key}.endpoint.url or {key}.endpoint.model is empty; set both, or use "
+            f"{instead}"
+        )
+    check_endpoint(teacher.endpoint, f"{key}.endpoint")
+    check_at_least((f"{key}.asked_again", teacher.asked_again, 0))
+    check_above_0((f"{key}.wait_s", teacher.wait_s))

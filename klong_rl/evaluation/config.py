@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from klong_rl.config import AgentConfig, ColdStartConfig, EngineConfig, JudgeConfig, SandboxConfig, WindowConfig
-from klong_rl.config_check import check_above_0, check_at_least, check_endpoint, check_judge, check_rules, check_sandbox
-from klong_rl.distillation.config import TeacherConfig
+from klong_rl.config_check import check_at_least, check_judge, check_rules, check_sandbox
+from klong_rl.distillation.config import TeacherConfig, check_teacher
 from klong_rl.errors import UserError
 
 KINDS = ("checkpoint", "endpoint", "scripted")
@@ -75,13 +75,7 @@ def check(config: EvaluateConfig) -> None:
     policy = config.policy
     if not config.out:
         raise UserError("out= is missing: name a folder for the episodes and the results")
-    if policy.kind not in KINDS:
-        raise UserError(f"policy.kind={policy.kind} is unknown; use one of {', '.join(KINDS)}")
-    if policy.kind == "endpoint" and not (policy.endpoint.url and policy.endpoint.model):
-        raise UserError(
-            "the policy is an endpoint, and policy.endpoint.url or policy.endpoint.model is empty; set both, or use "
-            "policy=checkpoint policy.path=DIR"
-        )
+    check_teacher(policy, "policy", KINDS, instead="policy=checkpoint policy.path=DIR")
     if policy.kind == "checkpoint" and not policy.path:
         raise UserError("policy.path= is missing: name a run directory or the Hugging Face folder of a checkpoint")
     if config.agent.program:
@@ -93,7 +87,6 @@ def check(config: EvaluateConfig) -> None:
         raise UserError(f"agent.temperature={config.agent.temperature:g} is below 0; 0 takes the likeliest token")
     if not 0.5 <= config.confidence < 1:
         raise UserError(f"confidence={config.confidence:g} must be from 0.5 to below 1; 0.95, for example")
-    check_endpoint(policy.endpoint, "policy.endpoint")
     if not config.check:
         check_judge(config.judge, config.reward)
     check_sandbox(config.sandbox)
@@ -103,10 +96,8 @@ def check(config: EvaluateConfig) -> None:
         ("max_turns", config.max_turns, 1),
         ("at_once", config.at_once, 1),
         ("agent.observation_tokens", config.agent.observation_tokens, 1),
-        ("policy.asked_again", policy.asked_again, 0),
         ("timeout_s", config.timeout_s, 0),
     )
-    check_above_0(("policy.wait_s", policy.wait_s))
 
 
 def take_settings(config: EvaluateConfig, run: Mapping[str, Any], overrides: Iterable[str]) -> None:

@@ -3,7 +3,8 @@
 {"at": Unix seconds, "phase": "sampling", "stage": 1, "tokens_per_s": 410.0,
  "engines": [{"actor": "rollout-0.1", "episodes": 12, "slots": 16, "waiting": 0, "kv_use": 0.4, "fits": 16,
               "ended": 83, "paused_s": 1.2, "sampled": 91000, "tokens_per_s": 410.0}],
- "sandboxes": [{"host": "unix:///var/run/docker.sock", "state": "ahead", "count": 16}]}
+ "sandboxes": [{"host": "unix:///var/run/docker.sock", "state": "ahead", "count": 16}],
+ "pacing": {"pacing_slots": 32.0, "pacing_groups_ahead": 7.0}}                    (klong_rl.pacing)
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ class FleetFile:
         self._run_dir = run_dir
         self._rates = Rates()
 
-    def write(self, status: Mapping[str, Any], slots: Mapping[str, int], phase: str, stage: int) -> None:
-        """A look at the actors (klong_rl.fleet.Fleet.status), and how many episodes each may run at once."""
+    def write(
+        self, status: Mapping[str, Any], slots: Mapping[str, int], pacing: Mapping[str, float], phase: str, stage: int
+    ) -> None:
+        """A look at the actors (klong_rl.fleet.Fleet.status), how many episodes each may run at once, and how much runs
+        in all.
+        """
         looks = status["engines"]
         rates = self._rates.of({look.actor: look.sampled for look in looks}, time.monotonic())
         engines = [
@@ -63,7 +68,7 @@ class FleetFile:
             for look in looks
         ]
         told = {"at": time.time(), "phase": phase, "stage": stage, "tokens_per_s": sum(rates.values())}
-        write_fleet(self._run_dir, told | {"engines": engines, "sandboxes": status["sandboxes"]})
+        write_fleet(self._run_dir, told | {"engines": engines, "sandboxes": status["sandboxes"], "pacing": pacing})
 
 
 def write_fleet(run_dir: Path, look: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ What holds: in `metrics.jsonl` each surviving step stands once and in order, acr
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ from klong_rl.step_lines import StepLines, read_lines, replace_whole
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
-PACING_FILE = "pacing.json"
 TENSORBOARD_DIR = "tensorboard"
 
 # What a run is made of, as pip names it; those that are not installed are left out of the summary.
@@ -178,20 +176,6 @@ def write_summary(run_dir: str | Path, summary: Summary) -> Path:
 def read_summary(run_dir: str | Path) -> Summary | None:
     path = Path(run_dir) / SUMMARY_FILE
     return msgspec.json.decode(path.read_bytes(), type=Summary) if path.exists() else None
-
-
-def write_pacing(run_dir: Path, numbers: dict[str, float]) -> None:
-    """How much runs now (klong_rl.pacing), for whoever looks. Told anew each second, so it need not be durable."""
-    path = run_dir / PACING_FILE
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(msgspec.json.encode(numbers))
-    os.replace(temporary, path)
-
-
-def read_pacing(run_dir: Path) -> dict[str, float]:
-    """Nothing if it was never told."""
-    path = run_dir / PACING_FILE
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, float]) if path.exists() else {}
 
 
 def installed_parts() -> dict[str, str]:

@@ -34,9 +34,10 @@ def test_what_is_written_is_read_and_followed(tmp_path):
     file, history = FleetFile(tmp_path), FleetHistory(tmp_path)
     for sampled in (0, 50):
         status = {"engines": [look("r.1", sampled)], "sandboxes": []}
-        file.write(status, {"r.1": 4}, "sampling", 2)
+        file.write(status, {"r.1": 4}, {"pacing_slots": 4.0}, "sampling", 2)
         history.take(read_fleet(tmp_path))
         history.take(read_fleet(tmp_path))
+    assert read_fleet(tmp_path)["pacing"] == {"pacing_slots": 4.0}
     told = history.as_json()
     assert told["up"] and told["now"]["phase"] == "sampling" and told["now"]["engines"][0]["slots"] == 4
     assert told["engines"]["r.1"]["kv_use"] == [0.5, 0.5] and told["engines"]["r.1"]["tokens_per_s"][1] > 0
