@@ -2,7 +2,7 @@
 
 It is the statement of what the transitions mean, and the model that property tests drive beside a real Redis. It needs
 no Redis, no clock and no event loop. Records are kept as given; segments are kept encoded, since only their bytes and
-their order matter. `receipts` hold what a named request was answered, so that its repetition gets the same answer.
+their order matter. `receipts` hold what a named request of a transition was answered: its repetition gets the same.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Rules(RunState):
         return True
 
     def claim(self, owner: str, request: str) -> Claim | None:
-        if request in self.receipts:
-            episode, epoch = self.receipts[request]
+        if ("claim", request) in self.receipts:
+            episode, epoch = self.receipts["claim", request]
             e = self._episode(episode)
             return Claim(limited(e.spec, e.limits), epoch)
         first = self._queued.first()
@@ -54,7 +54,7 @@ class Rules(RunState):
         e.epoch += 1
         e.owner = owner
         self._move(e, "running")
-        self.receipts[request] = (e.spec.id, e.epoch)
+        self.receipts["claim", request] = (e.spec.id, e.epoch)
         return Claim(limited(e.spec, e.limits), e.epoch)
 
     def intend(self, episode: str, epoch: int, seq: int, tokens: int, turn: bytes) -> None:
@@ -135,15 +135,15 @@ class Rules(RunState):
         return e.failures
 
     def abandon(self, owner: str, reason: str, request: str) -> int:
-        if request not in self.receipts:
+        if ("abandon", request) not in self.receipts:
             held = [e for e in self.episodes.values() if owner in ("", e.owner)]
             running = [e for e in held if e.state == "running"]
             for e in running:
                 self._back_to_queue(e, reason)
             for e in held:
                 self._show_to_judges(e)
-            self.receipts[request] = (len(running),)
-        return self.receipts[request][0]
+            self.receipts["abandon", request] = (len(running),)
+        return self.receipts["abandon", request][0]
 
     def drop(self, episode: str, reason: str, epoch: int | None = None) -> bool:
         e = self._episode(episode) if epoch is None else self._held(episode, epoch)
@@ -159,8 +159,8 @@ class Rules(RunState):
     # Verdicts and groups
 
     def next_to_judge(self, owner: str, visible_ms: int, request: str, now_ms: int) -> ToJudge | None:
-        if request in self.receipts:
-            episode, epoch = self.receipts[request]
+        if ("next_to_judge", request) in self.receipts:
+            episode, epoch = self.receipts["next_to_judge", request]
             e = self._held(episode, epoch)
             self._need(e, epoch, "sealed", "judged")
             return ToJudge(e.spec, epoch, e.outcome)
@@ -173,7 +173,7 @@ class Rules(RunState):
         e = self.episodes[first]
         e.owner, e.hidden_until_ms = owner, now_ms + visible_ms
         self._judging_out.add(e.hidden_until_ms, first)
-        self.receipts[request] = (e.spec.id, e.epoch)
+        self.receipts["next_to_judge", request] = (e.spec.id, e.epoch)
         return ToJudge(e.spec, e.epoch, e.outcome)
 
     def verdict(self, episode: str, epoch: int, verdict: Verdict) -> bool:
@@ -281,10 +281,10 @@ class Rules(RunState):
         return len(names)
 
     def publish_version(self, floor: int, request: str) -> int:
-        if request not in self.receipts:
+        if ("publish_version", request) not in self.receipts:
             self.version = max(self.version, floor) + 1
-            self.receipts[request] = (self.version,)
-        return self.receipts[request][0]
+            self.receipts["publish_version", request] = (self.version,)
+        return self.receipts["publish_version", request][0]
 
     def forget(self, name: str) -> bool:
         if name in self.forgotten:

@@ -61,7 +61,7 @@ class RunState:
         self.version = 0
         self.forgotten: set[str] = set()
         self.eval_scores: dict[str, dict[str, float]] = {}
-        self.receipts: dict[str, tuple] = {}
+        self.receipts: dict[tuple[str, str], tuple] = {}  # by transition and request
         self.order = 0
         self._queued = Line(lambda i: i in self.episodes and self.episodes[i].state == "queued")
         self._judging = Line(lambda i: self._waits_for_judge(i) and not self.episodes[i].hidden_until_ms)

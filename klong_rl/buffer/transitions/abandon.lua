@@ -2,7 +2,7 @@
 -- Answers how many episodes went back to the queue.
 arguments(3)
 local owner, reason, request = unpack(ARGV)
-local before = receipt(request)
+local before = receipt("abandon", request)
 if before then return {"OK", before[1]} end
 local held = redis.call("HGETALL", key("running"))
 local n = 0
@@ -15,5 +15,5 @@ end
 for _, id in ipairs(redis.call("ZRANGE", key("judging_out"), 0, -1)) do
   if owner == "" or redis.call("HGET", key("episode", id), "owner") == owner then back_to_judging(look(id)) end
 end
-keep_receipt(request, {n})
+keep_receipt("abandon", request, {n})
 return {"OK", n}

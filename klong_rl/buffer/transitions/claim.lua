@@ -7,7 +7,7 @@ local function answer(id, epoch)
   return {"OK", f[1], epoch, f[2], f[3]}
 end
 
-local before = receipt(request)
+local before = receipt("claim", request)
 if before then return answer(before[1], before[2]) end
 local id = redis.call("ZRANGE", key("queued"), 0, 0)[1]
 if not id then return {"OK"} end
@@ -19,5 +19,5 @@ redis.call("HSET", key("running"), id, epoch .. " " .. owner)
 redis.call("HSET", key("episode", id), "epoch", epoch, "owner", owner)
 redis.call("HSETNX", key("episode", id), "began", integer(now_ms()))
 move(e, "running")
-keep_receipt(request, {id, epoch})
+keep_receipt("claim", request, {id, epoch})
 return answer(id, epoch)

@@ -21,7 +21,7 @@
 -- lease:STEP      list    group ids                  leases       zset  steps leased and not committed
 -- consumed        zset    group ids done with, kept until archived      forgotten  set  group ids archived
 -- committed, version, order                          integers that only grow
--- n:...           hash    counters                   receipt:REQUEST    what a request was answered
+-- n:...           hash    counters                   receipt:TRANSITION:REQUEST  its answer
 
 local MS_PER_RECEIPT = 600000 -- ten minutes: longer than any caller goes on repeating one request
 local SEGMENTS_A_CALL = 32
@@ -88,13 +88,14 @@ local function now_ms()
 end
 
 -- Transitions that give out something new keep what they answered, so that a repeated request gives it out again.
-local function receipt(request)
-  local packed = redis.call("GET", key("receipt", request))
+-- A request is one of its transition: another's of the same name was answered something else.
+local function receipt(transition, request)
+  local packed = redis.call("GET", key("receipt", transition .. ":" .. request))
   return packed and cmsgpack.unpack(packed)
 end
 
-local function keep_receipt(request, answer)
-  redis.call("SET", key("receipt", request), cmsgpack.pack(answer), "PX", MS_PER_RECEIPT)
+local function keep_receipt(transition, request, answer)
+  redis.call("SET", key("receipt", transition .. ":" .. request), cmsgpack.pack(answer), "PX", MS_PER_RECEIPT)
 end
 
 local function rank(purpose)

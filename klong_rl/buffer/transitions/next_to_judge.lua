@@ -9,7 +9,7 @@ local function answer(id, epoch)
   return {"OK", f[1], epoch, f[2]}
 end
 
-local before = receipt(request)
+local before = receipt("next_to_judge", request)
 if before then return answer(before[1], before[2]) end
 local now = now_ms()
 for _, id in ipairs(redis.call("ZRANGEBYSCORE", key("judging_out"), "-inf", integer(now))) do
@@ -21,5 +21,5 @@ local e = look(id)
 redis.call("ZREM", key("judging"), id)
 redis.call("ZADD", key("judging_out"), integer(now + visibility), id)
 redis.call("HSET", key("episode", id), "owner", owner)
-keep_receipt(request, {id, e.epoch})
+keep_receipt("next_to_judge", request, {id, e.epoch})
 return answer(id, e.epoch)
